@@ -1,0 +1,152 @@
+"""Checkpoints: orbax's manager behind what the stages need of it.
+
+A checkpoint is a folder `<stage>/<step>` with the items `params` (so that weights load
+alone), `opt`, optionally `reference`, and `meta` (JSON). Saves are asynchronous and
+atomic: a folder appears under its step's name only when it is complete. A checkpoint
+that cannot be read (truncated, foreign) is moved aside, never deleted, and the one
+before it is used.
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import orbax.checkpoint as ocp
+
+from r1jax.learner import TrainState
+
+log = logging.getLogger("r1jax")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written or read; the message names it and the mend."""
+
+
+class Checkpoints:
+    """The checkpoints of one stage; use as a context manager, which waits for pending saves."""
+
+    def __init__(self, folder: str | Path, *, keep: int = 2):
+        self.folder = Path(folder).absolute()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, enable_async_checkpointing=True, create=True
+        )
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        try:
+            self._guard(self._manager.wait_until_finished)
+        finally:
+            self._manager.close()
+
+    def steps(self) -> list[int]:
+        return sorted(self._manager.all_steps())
+
+    def save(self, state: TrainState, meta: Mapping, *, reference=None) -> None:
+        """Starts saving `state` under its step; returns when the arrays are copied.
+
+        Raises CheckpointError when this or the previous save failed, e.g. on a full disk.
+        """
+        step = int(state.step)
+        items = {
+            "params": ocp.args.StandardSave(state.params),
+            "opt": ocp.args.StandardSave({"opt_state": state.opt_state, "step": state.step}),
+            "meta": ocp.args.JsonSave(dict(meta)),
+        }
+        if reference is not None:
+            items["reference"] = ocp.args.StandardSave(reference)
+        self._guard(self._manager.save, step, args=ocp.args.Composite(**items), force=True)
+
+    def wait(self) -> None:
+        """Waits for the pending save; raises CheckpointError if it failed."""
+        self._guard(self._manager.wait_until_finished)
+
+    def _guard(self, call, *args, **kwargs):
+        try:
+            return call(*args, **kwargs)
+        except Exception as error:
+            free = shutil.disk_usage(self.folder).free
+            complete = self.steps()
+            raise CheckpointError(
+                f"saving a checkpoint in {self.folder} failed ({free / 2**20:.0f} MiB free): "
+                f"{_first_line(error)}. Complete checkpoints kept: {complete or 'none'}. "
+                "Free some space and run the same command again to go on from the newest"
+            ) from error
+
+    def restore(self, state: TrainState, *, reference=None):
+        """(state, meta, reference) of the newest readable checkpoint, or None if there is none.
+
+        `state` and `reference` give shapes and layouts (arrays or ShapeDtypeStructs).
+        """
+        for step in reversed(self.steps()):
+            items = {
+                "params": ocp.args.StandardRestore(abstract(state.params)),
+                "opt": ocp.args.StandardRestore(
+                    abstract({"opt_state": state.opt_state, "step": state.step})
+                ),
+                "meta": ocp.args.JsonRestore(),
+            }
+            if reference is not None:
+                items["reference"] = ocp.args.StandardRestore(abstract(reference))
+            try:
+                found = self._manager.restore(step, args=ocp.args.Composite(**items))
+            except Exception as error:  # orbax and tensorstore raise many kinds
+                self._set_aside(step, error)
+                continue
+            opt = found["opt"]
+            state = TrainState(found["params"], opt["opt_state"], opt["step"])
+            return state, found["meta"], found.get("reference")
+        return None
+
+    def _set_aside(self, step: int, error: Exception) -> None:
+        broken = self.folder / f"{step}.unreadable"
+        shutil.rmtree(broken, ignore_errors=True)
+        (self.folder / str(step)).rename(broken)
+        self._manager.reload()
+        log.warning(
+            "checkpoint %s is unreadable (%s); moved to %s, falling back to the one before it",
+            self.folder / str(step), _first_line(error), broken.name,
+        )  # fmt: skip
+
+
+def latest(folder: str | Path) -> int | None:
+    """Newest complete step under a stage's checkpoint folder."""
+    steps = [int(p.name) for p in Path(folder).glob("*") if p.is_dir() and p.name.isdigit()]
+    return max(steps, default=None)
+
+
+def load_params(folder: str | Path, template):
+    """The `params` item of one checkpoint folder (`…/<stage>/<step>`), laid out as `template`.
+
+    Raises CheckpointError naming the folder where it is not a readable checkpoint.
+    """
+    folder = Path(folder).absolute()
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            return checkpointer.restore(folder / "params", abstract(template))
+    except Exception as error:
+        raise CheckpointError(
+            f"{folder} is not a readable checkpoint of this model: {_first_line(error)}"
+        ) from error
+
+
+def load_meta(folder: str | Path) -> dict:
+    """The `meta` item of one checkpoint folder."""
+    return json.loads((Path(folder) / "meta" / "metadata").read_text())
+
+
+def abstract(tree):
+    """Shapes, types and layouts of a tree of arrays."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None)), tree
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).strip().splitlines()[0][:300]

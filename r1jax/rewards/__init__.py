@@ -1,0 +1,110 @@
+"""Rewards: pure functions of a problem and a response, in plain Python.
+
+A reward is a function `(problem, response) -> float`. A new one is a module here and an
+entry in REWARDS; an experiment picks by name and weight. Nothing in this package imports
+jax, so that worker processes start fast and hold no device (see `pool`).
+
+Source: the rule rewards of arXiv:2501.12948, section 2.2.2, and their plain sum.
+"""
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import isfinite  # not `import math`: that name is the module beside this one
+from numbers import Real
+from typing import Any
+
+from r1jax.rewards.format import format_reward
+from r1jax.rewards.math import check_gold, grade
+from r1jax.rewards.sections import THINK
+
+
+@dataclass(frozen=True)
+class Response:
+    """One completion of a problem's prompt.
+
+    Attributes:
+      text: the decoded completion, without the prompt and without the end token.
+      tokens: its length in tokens, the end token included.
+      truncated: it met the length limit before an end token.
+      think_opened: the prompt already ended in `<think>`.
+    """
+
+    text: str
+    tokens: int = 0
+    truncated: bool = False
+    think_opened: bool = False
+
+
+Problem = Mapping[str, Any]  # 'id', 'question', 'answer', and what a reward may want besides
+Reward = Callable[[Problem, Response], float]
+
+
+def accuracy(problem: Problem, response: Response) -> float:
+    """1.0 when the final answer equals problem['answer'], else 0.0.
+
+    Raises ValueError for an answer the grader cannot read; loaders check that beforehand.
+    """
+    check_gold(problem["answer"])
+    # A completion that starts inside the reasoning and never leaves it gives no answer;
+    # the grader can only see that with the tag in place.
+    text = THINK + response.text if response.think_opened else response.text
+    return float(grade(problem["answer"], text))
+
+
+def well_formed(problem: Problem, response: Response) -> float:
+    """1.0 when the completion is reasoning and answer in their tags, else 0.0."""
+    del problem
+    return format_reward(response.text, think_opened=response.think_opened)
+
+
+REWARDS: dict[str, Reward] = {
+    "accuracy": accuracy,
+    "format": well_formed,
+}
+
+
+def check_weights(weights: Mapping[str, float]) -> None:
+    """Raises ValueError unless every name is a reward and every weight a finite number.
+
+    A weight of 0 is allowed: the reward is measured and not paid.
+    """
+    if not weights:
+        raise ValueError(f"no rewards given; choose from {', '.join(REWARDS)}")
+    for name, weight in weights.items():
+        if name not in REWARDS:
+            close = difflib.get_close_matches(str(name), REWARDS, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(REWARDS)}"
+            raise ValueError(f"unknown reward {name!r}; {hint}")
+        if isinstance(weight, bool) or not isinstance(weight, Real) or not isfinite(weight):
+            raise ValueError(f"weight of reward {name!r} is {weight!r}; give a finite number")
+
+
+def score(problem: Problem, response: Response, weights: Mapping[str, float]) -> dict[str, float]:
+    """Every reward named in `weights`, their weighted sum and whether one failed.
+
+    Returns the value of each reward under its name, before weighting; `total`, the sum of
+    weight times value; and `errors`, 1.0 when a reward raised or returned something that is
+    not finite (it then counts 0) and 0.0 otherwise. What the model wrote never raises here.
+
+    Raises:
+      ValueError: `weights` does not pass `check_weights`.
+    """
+    check_weights(weights)
+    parts: dict[str, float] = {}
+    errors = 0.0
+    for name in weights:
+        try:
+            value = float(REWARDS[name](problem, response))
+        except Exception:  # noqa: BLE001 - any fault of a reward is confined to this response
+            value = float("nan")
+        if not isfinite(value):
+            value, errors = 0.0, 1.0
+        parts[name] = value
+    total = sum(weight * parts[name] for name, weight in weights.items())
+    return parts | {"total": float(total), "errors": errors}
+
+
+def failed(weights: Mapping[str, float]) -> dict[str, float]:
+    """What `score` returns when no reward could be computed at all."""
+    return dict.fromkeys(weights, 0.0) | {"total": 0.0, "errors": 1.0}

@@ -1,0 +1,102 @@
+"""What a run writes as it goes: metrics.jsonl, samples.jsonl, TensorBoard events, a progress bar.
+
+A line of metrics.jsonl is one object: `step`, `stage`, `wall_s`, then flat metrics. On
+resume the lines after the checkpoint are dropped, since the steps that wrote them run
+again; so the file reads as if nothing had stopped.
+"""
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from tqdm import tqdm
+
+
+class Writer:
+    """Writes the metrics and samples of one run; use as a context manager."""
+
+    def __init__(self, workdir: str | Path, *, tensorboard: bool = True, progress: bool = True):
+        self.workdir = Path(workdir)
+        self.progress = progress
+        self._start = time.monotonic() - _last_wall(self.workdir / "metrics.jsonl")
+        self._events = None
+        if tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self._events = SummaryWriter(str(self.workdir / "tensorboard"))
+        self._files = {}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for file in self._files.values():
+            file.close()
+        if self._events is not None:
+            self._events.close()
+
+    def metrics(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """One line of metrics.jsonl; non-finite values are written as null."""
+        values = {k: _number(v) for k, v in values.items()}
+        wall = round(time.monotonic() - self._start, 3)
+        self._line("metrics.jsonl", {"step": step, "stage": stage, "wall_s": wall} | values)
+        if self._events is not None:
+            for name, value in values.items():
+                if value is not None:
+                    self._events.add_scalar(f"{stage}/{name}", value, step)
+
+    def sample(self, stage: str, step: int, sample: Mapping) -> None:
+        """One line of samples.jsonl."""
+        self._line("samples.jsonl", {"step": step, "stage": stage} | dict(sample))
+
+    def _line(self, name: str, row: dict) -> None:
+        if name not in self._files:
+            self._files[name] = open(self.workdir / name, "a", encoding="utf-8")
+        self._files[name].write(json.dumps(row, ensure_ascii=False) + "\n")
+        self._files[name].flush()
+
+    def rewind(self, stage: str, step: int) -> None:
+        """Drops the lines of `stage` from after `step`, and torn last lines."""
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            path = self.workdir / name
+            if name in self._files:
+                self._files.pop(name).close()
+            if not path.exists():
+                continue
+            kept = [r for r in read_lines(path) if r["stage"] != stage or r["step"] <= step]
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept))
+            os.replace(temporary, path)
+
+    def bar(self, total: int | None, description: str, *, done: int = 0, unit: str = "step") -> tqdm:
+        """A progress bar on stderr (plain lines now and then where it is no terminal)."""
+        return tqdm(
+            total=total, desc=description, initial=done, unit=unit, file=sys.stderr,
+            disable=not self.progress, dynamic_ncols=True,
+            mininterval=0.2 if sys.stderr.isatty() else 10.0,
+        )  # fmt: skip
+
+
+def read_lines(path: str | Path) -> list[dict]:
+    """Rows of a JSON-lines file; a torn last line (a killed run's) is left out."""
+    rows = []
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def _last_wall(path: Path) -> float:
+    rows = read_lines(path) if path.exists() else []
+    return rows[-1].get("wall_s", 0.0) if rows else 0.0
+
+
+def _number(value) -> float | int | None:
+    value = value if isinstance(value, int) else float(value)
+    return value if math.isfinite(value) else None

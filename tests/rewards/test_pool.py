@@ -1,0 +1,173 @@
+"""The reward pool: order, equality over worker counts, and workers that die.
+
+Some problems here run code when a worker unpickles them: the way to look into a worker, or
+to kill one, without putting a hook for tests into the product.
+"""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from r1jax.rewards import Response, failed, score
+from r1jax.rewards.pool import RewardPool
+
+ROOT = pathlib.Path(__file__).parents[2]
+WEIGHTS = {"accuracy": 1.0, "format": 0.5}
+
+
+class Unpickled:
+    """A problem that becomes the value of `code`, evaluated where it is unpickled."""
+
+    def __init__(self, code):
+        self.code = code
+
+    def __reduce__(self):
+        return eval, (self.code,)
+
+
+KILLER = Unpickled("__import__('os')._exit(1)")
+
+
+def _batch(n):
+    problems = [{"id": str(i), "question": "?", "answer": str(i % 7)} for i in range(n)]
+    forms = ("<think>a</think><answer>\\boxed{{{}}}</answer>", "\\boxed{{{}}}", "{}")
+    responses = [Response(forms[i % 3].format(i % 5)) for i in range(n)]
+    return problems, responses
+
+
+def _expected(problems, responses):
+    return [score(p, r, WEIGHTS) for p, r in zip(problems, responses, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with RewardPool(WEIGHTS, 2) as pool:
+        yield pool
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 9, 105])  # 105: all pairs of answer and form
+def test_same_as_in_this_process(pool, n):
+    problems, responses = _batch(n)
+    expected = _expected(problems, responses)
+    assert RewardPool(WEIGHTS, 0).score_all(problems, responses) == expected
+    assert pool.score_all(problems, responses) == expected
+    if n == 105:
+        assert len({parts["total"] for parts in expected}) == 4  # 0, 0.5, 1, 1.5
+
+
+def test_workers_know_nothing_of_jax_nor_of_the_main_script(pool):
+    modules = "__import__('sys').modules"
+    seen = f"{{'jax', 'numpy', 'pytest'}} & set({modules}) or vars({modules}['__main__']).get('__file__')"
+    probe = Unpickled(f"{{'answer': '1' if {seen} else '0'}}")
+    responses = [Response("\\boxed{0}")] * 16
+    assert [p["accuracy"] for p in pool.score_all([probe] * 16, responses)] == [1.0] * 16
+
+
+def test_a_death_costs_a_second_try_and_nothing_else(pool, tmp_path, monkeypatch):
+    # Dies the first time it is looked at, then is an ordinary problem.
+    marker = str(tmp_path / "died")
+    code = (
+        f"__import__('os')._exit(1) if not __import__('os').path.exists({marker!r}) "
+        f"and open({marker!r}, 'w').close() is None else {{'answer': '3'}}"
+    )
+    problems, responses = _batch(20)
+    expected = _expected(problems, responses)
+    expected[11] = score({"answer": "3"}, responses[11], WEIGHTS)
+    problems[11] = Unpickled(code)
+    attempt, tries = pool._attempt, []
+    monkeypatch.setattr(pool, "_attempt", lambda chunks: tries.append(chunks) or attempt(chunks))
+    assert pool.score_all(problems, responses) == expected
+    assert pathlib.Path(marker).exists()
+    assert len(tries) == 2  # in parallel again, not one by one
+    assert tries[1].items() <= tries[0].items()  # and only what was missing
+
+
+def test_a_killer_fails_alone_and_the_pool_goes_on(pool):
+    problems, responses = _batch(12)
+    expected = _expected(problems, responses)
+    problems[5] = KILLER
+    expected[5] = failed(WEIGHTS)
+    assert pool.score_all(problems, responses) == expected
+    problems, responses = _batch(6)
+    assert pool.score_all(problems, responses) == _expected(problems, responses)
+
+
+def test_a_worker_that_died_between_two_calls(pool):
+    problems, responses = _batch(6)
+    pool.score_all(problems, responses)
+    for pid in list(pool._executor._processes):
+        os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + 20
+    while not pool._executor._broken and time.monotonic() < deadline:  # noticed by a thread
+        time.sleep(0.01)
+    assert pool.score_all(problems, responses) == _expected(problems, responses)
+
+
+def test_reopens_after_close():
+    problems, responses = _batch(3)
+    pool = RewardPool(WEIGHTS, 1)
+    for _ in range(2):
+        assert pool.score_all(problems, responses) == _expected(problems, responses)
+        pool.close()
+    pool.close()
+
+
+def test_errors():
+    with pytest.raises(ValueError, match="workers=-1 is negative"):
+        RewardPool(WEIGHTS, -1)
+    with pytest.raises(ValueError, match="did you mean 'format'"):
+        RewardPool({"fromat": 1.0}, 0)
+    with RewardPool(WEIGHTS, 0) as pool, pytest.raises(ValueError, match="2 problems for 1 resp"):
+        pool.score_all([{}, {}], [Response("")])
+
+
+_SCRIPT = """
+import os, sys
+from r1jax.rewards import Response
+from r1jax.rewards.pool import RewardPool
+
+class Pid:
+    def __reduce__(self):
+        return eval, ("{'answer': str(__import__('os').getpid())}",)
+
+pool = RewardPool({"accuracy": 1.0}, 1)  # no guard: a worker must not run this script
+pool.__enter__()
+print(pool.score_all([{"answer": "1"}], [Response("\\\\boxed{1}")])[0]["total"])
+print(*pool._executor._processes, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_unguarded_script_and_killed_parent(tmp_path):
+    """A script without a main guard works, and its workers end when it is killed."""
+    script = tmp_path / "script.py"
+    script.write_text(_SCRIPT)
+    parent = subprocess.Popen(
+        [sys.executable, script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    with parent:
+        assert parent.stdout.readline() == "1.0\n"
+        worker = int(parent.stdout.readline())
+        assert _alive(worker)
+        parent.send_signal(signal.SIGKILL)
+    deadline = time.monotonic() + 20
+    while _alive(worker) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _alive(worker)
+
+
+def _alive(pid):
+    try:
+        state = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"  # an orphan may wait for an init that does not collect

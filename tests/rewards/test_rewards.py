@@ -1,0 +1,116 @@
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from r1jax import rewards
+from r1jax.rewards import REWARDS, Response, check_weights, score
+
+ROOT = pathlib.Path(__file__).parents[2]
+PROBLEM = {"id": "1", "question": "6 times 7?", "answer": "42"}
+BOTH = {"accuracy": 1.0, "format": 1.0}
+RIGHT = "<think>6·7</think><answer>\\boxed{42}</answer>"
+
+
+@pytest.mark.parametrize(
+    ("text", "accuracy", "form"),
+    [
+        (RIGHT, 1.0, 1.0),
+        (RIGHT.replace("42", "41"), 0.0, 1.0),
+        (RIGHT + " ok", 1.0, 0.0),
+        ("nothing", 0.0, 0.0),
+    ],
+)
+def test_score(text, accuracy, form):
+    # total = 2·accuracy + 0.5·format
+    assert score(PROBLEM, Response(text), {"accuracy": 2.0, "format": 0.5}) == {
+        "accuracy": accuracy,
+        "format": form,
+        "total": 2.0 * accuracy + 0.5 * form,
+        "errors": 0.0,
+    }
+
+
+def test_only_what_is_weighed_is_computed():
+    assert score(PROBLEM, Response(RIGHT), {"format": 1.0}) == {
+        "format": 1.0,
+        "total": 1.0,
+        "errors": 0.0,
+    }
+
+
+def test_weight_zero_measures_without_paying():
+    parts = score(PROBLEM, Response(RIGHT), {"accuracy": 0.0, "format": 1.0})
+    assert (parts["accuracy"], parts["total"]) == (1.0, 1.0)
+
+
+def test_think_opened():
+    rest = RIGHT.removeprefix("<think>")
+    parts = score(PROBLEM, Response(rest, think_opened=True), BOTH)
+    assert (parts["accuracy"], parts["format"]) == (1.0, 1.0)
+    # Never out of the reasoning: what stands in a box there is not the answer.
+    parts = score(PROBLEM, Response("\\boxed{42}", think_opened=True), BOTH)
+    assert (parts["accuracy"], parts["format"]) == (0.0, 0.0)
+    assert score(PROBLEM, Response("\\boxed{42}"), BOTH)["accuracy"] == 1.0
+
+
+def _raise(problem, response):
+    raise RecursionError(response.text)
+
+
+@pytest.mark.parametrize("bad", [_raise, lambda *_: float("nan"), lambda *_: float("inf")])
+def test_a_failing_reward_counts_0_and_shows(monkeypatch, bad):
+    monkeypatch.setitem(REWARDS, "format", bad)
+    assert score(PROBLEM, Response(RIGHT), BOTH) == {
+        "accuracy": 1.0,
+        "format": 0.0,
+        "total": 1.0,
+        "errors": 1.0,
+    }
+
+
+@pytest.mark.parametrize("problem", [{}, {"answer": "x^2"}, {"answer": 42}])
+def test_a_bad_problem_shows(problem):
+    assert score(problem, Response("\\boxed{42}"), BOTH)["errors"] == 1.0
+
+
+def test_failed_has_the_keys_of_score():
+    assert rewards.failed(BOTH) == dict.fromkeys(score(PROBLEM, Response(""), BOTH), 0.0) | {
+        "errors": 1.0
+    }
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({}, "no rewards given; choose from accuracy, format"),
+        ({"acuracy": 1.0}, "unknown reward 'acuracy'; did you mean 'accuracy'?"),
+        ({"zzz": 1.0}, "unknown reward 'zzz'; known: accuracy, format"),
+        ({"format": float("nan")}, "weight of reward 'format' is nan; give a finite number"),
+        ({"format": "1"}, "weight of reward 'format' is '1'"),
+        ({"format": True}, "weight of reward 'format' is True"),
+        ({"format": None}, "weight of reward 'format' is None"),
+    ],
+)
+def test_bad_weights(weights, message):
+    with pytest.raises(ValueError, match="^" + message.replace("?", r"\?")):
+        check_weights(weights)
+    with pytest.raises(ValueError):
+        score(PROBLEM, Response(""), weights)
+
+
+def test_good_weights():
+    check_weights({"accuracy": 1, "format": -0.5})
+
+
+def test_no_reward_has_the_name_of_a_result():
+    assert not {"total", "errors"} & set(REWARDS)
+
+
+def test_text_modules_leave_jax_alone():
+    code = (
+        "import r1jax.rewards.pool, r1jax.rewards.reflection, r1jax.templates, sys;"
+        "bad = {'jax', 'jaxlib', 'numpy', 'flax'} & set(sys.modules); assert not bad, bad"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
