@@ -28,8 +28,9 @@ class CheckpointError(RuntimeError):
 class Checkpoints:
     """The checkpoints of one stage; use as a context manager, which waits for pending saves."""
 
-    def __init__(self, folder: str | Path, *, keep: int = 2):
-        self.folder = Path(folder).absolute()
+    def __init__(self, folder: str | Path, *, about: Mapping, keep: int = 2):
+        """`about` goes into every checkpoint's meta: what its weights are the weights of."""
+        self.folder, self._about = Path(folder).absolute(), dict(about)
         self.folder.mkdir(parents=True, exist_ok=True)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, enable_async_checkpointing=True, create=True
@@ -57,7 +58,7 @@ class Checkpoints:
         items = {
             "params": ocp.args.StandardSave(state.params),
             "opt": ocp.args.StandardSave({"opt_state": state.opt_state, "step": state.step}),
-            "meta": ocp.args.JsonSave(dict(meta)),
+            "meta": ocp.args.JsonSave(self._about | dict(meta)),
         }
         if reference is not None:
             items["reference"] = ocp.args.StandardSave(reference)
@@ -115,18 +116,43 @@ class Checkpoints:
         )  # fmt: skip
 
 
-def latest(folder: str | Path) -> int | None:
-    """Newest complete step under a stage's checkpoint folder."""
-    steps = [int(p.name) for p in Path(folder).glob("*") if p.is_dir() and p.name.isdigit()]
-    return max(steps, default=None)
+def find(path: str | Path) -> Path:
+    """The checkpoint folder meant by `path`: itself, or the newest of a stage, or of a run.
 
-
-def load_params(folder: str | Path, template):
-    """The `params` item of one checkpoint folder (`…/<stage>/<step>`), laid out as `template`.
-
-    Raises CheckpointError naming the folder where it is not a readable checkpoint.
+    A run's last stage with a complete checkpoint is taken. Raises CheckpointError naming the
+    path where it holds none.
     """
-    folder = Path(folder).absolute()
+    path = Path(path).absolute()
+    if (path / "params").is_dir():
+        return path
+    if (path / "config.json").is_file() and (path / "checkpoints").is_dir():
+        stages = json.loads((path / "config.json").read_text()).get("stages", [])
+        folders = [path / "checkpoints" / name for name in reversed(stages)]
+    else:
+        folders = [path]
+    for folder in folders:
+        steps = [int(p.name) for p in folder.glob("*") if p.name.isdigit() and p.is_dir()]
+        if steps:
+            return folder / str(max(steps))
+    raise CheckpointError(
+        f"{path} holds no complete checkpoint; give a run's folder, a stage's "
+        "(RUN/checkpoints/STAGE) or one checkpoint's (RUN/checkpoints/STAGE/STEP)"
+    )
+
+
+def load_meta(folder: Path) -> dict:
+    """The `meta` item of a checkpoint folder."""
+    try:
+        return json.loads((folder / "meta" / "metadata").read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder} is not a readable checkpoint of r1jax: {error}") from error
+
+
+def load_params(folder: Path, template):
+    """The `params` item of a checkpoint folder, with the shapes and layouts of `template`.
+
+    Raises CheckpointError naming the folder where it is unreadable or of another shape.
+    """
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             return checkpointer.restore(folder / "params", abstract(template))
@@ -134,11 +160,6 @@ def load_params(folder: str | Path, template):
         raise CheckpointError(
             f"{folder} is not a readable checkpoint of this model: {_first_line(error)}"
         ) from error
-
-
-def load_meta(folder: str | Path) -> dict:
-    """The `meta` item of one checkpoint folder."""
-    return json.loads((Path(folder) / "meta" / "metadata").read_text())
 
 
 def abstract(tree):

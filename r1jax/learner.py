@@ -5,6 +5,7 @@ rules. A policy update may be cut into micro-batches; the losses are additive ov
 (`types.Counts`), so the accumulated gradient is that of the one batch.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -17,8 +18,9 @@ from r1jax.data.packing import Packed
 from r1jax.logprobs import token_logprobs
 from r1jax.losses import sft_loss
 from r1jax.models.transformer import Transformer
+from r1jax.optim import RULES, Optimizer
 from r1jax.sharding import shardings
-from r1jax.types import Array
+from r1jax.types import Array, Counts
 
 
 class TrainState(NamedTuple):
@@ -27,8 +29,19 @@ class TrainState(NamedTuple):
     step: Array  # int32 scalar: updates made
 
 
+class PolicyBatch(NamedTuple):
+    """Rows of a rollout: prompts left-padded, responses of at most R tokens right-padded."""
+
+    tokens_BT: Array  # prompt and response
+    start_B: Array  # first column that holds a token
+    old_logp_BR: Array
+    ref_logp_BR: Array | None
+    adv_B: Array
+    mask_BR: Array  # 1 on response tokens, the end token included
+
+
 def init_state(
-    model: Transformer, optimizer: optax.GradientTransformation, mesh: Mesh, params=None, key=None
+    model: Transformer, optimizer: Optimizer, mesh: Mesh, *, params=None, key=None
 ) -> TrainState:
     """State for `params` (copied), or for random ones from `key`, laid out on the mesh."""
 
@@ -37,32 +50,83 @@ def init_state(
         return TrainState(p, optimizer.init(p), jnp.int32(0))
 
     given = key if params is None else params
-    layout = shardings(mesh, jax.eval_shape(fresh, given), model.rules)
+    layout = shardings(mesh, jax.eval_shape(fresh, given), model.rules + RULES)
     return jax.jit(fresh, out_shardings=layout)(given)
 
 
-def supervised_step(model: Transformer, optimizer: optax.GradientTransformation):
-    """Jitted (state, Packed) -> (state, metrics): one step of next-token training."""
+def supervised_step(model: Transformer, optimizer: Optimizer):
+    """Jitted (state, Packed, lr) -> (state, metrics): one step of next-token training."""
+
+    def loss_of(params, batch: Packed):
+        hidden_BTD = model.hidden(
+            params, batch.tokens_BT, positions_BT=batch.positions_BT, segments_BT=batch.segments_BT
+        )
+        logits_BTV = model.logits(params, hidden_BTD[:, :-1])
+        logp_BT = token_logprobs(logits_BTV, batch.tokens_BT[:, 1:])
+        return sft_loss(logp_BT, batch.mask_BT[:, 1:])
 
     @partial(jax.jit, donate_argnums=0)
-    def step(state: TrainState, batch: Packed):
-        def loss_of(params):
-            hidden_BTD = model.hidden(
-                params, batch.tokens_BT,
-                positions_BT=batch.positions_BT, segments_BT=batch.segments_BT,
-            )  # fmt: skip
-            logits_BTV = model.logits(params, hidden_BTD[:, :-1])
-            logp_BT = token_logprobs(logits_BTV, batch.tokens_BT[:, 1:])
-            return sft_loss(logp_BT, batch.mask_BT[:, 1:])
-
-        (_, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-        state, norm = _apply(optimizer, state, grads)
+    def step(state: TrainState, batch: Packed, lr: float):
+        (_, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params, batch)
+        state, norm = _apply(optimizer, state, grads, lr)
         return state, metrics | {"gradient_norm": norm}
 
     return step
 
 
-def _apply(optimizer, state: TrainState, grads):
+class PolicyLearner:
+    """Log-probabilities of responses, and policy updates in micro-batches.
+
+    `loss(logp, old, ref, adv, mask, *, whole)` is a policy loss of `r1jax.losses` with its
+    settings filled in, or any function of that form.
+    """
+
+    def __init__(
+        self, model: Transformer, optimizer: Optimizer, loss: Callable, *, temperature: float
+    ):
+        def logprobs(params, tokens_BT, start_B, R):
+            columns = jnp.arange(tokens_BT.shape[1])
+            hidden_BTD = model.hidden(
+                params, tokens_BT,
+                positions_BT=jnp.maximum(columns[None, :] - start_B[:, None], 0),
+                segments_BT=(columns[None, :] >= start_B[:, None]).astype(jnp.int32),
+            )  # fmt: skip
+            logits_BRV = model.logits(params, hidden_BTD[:, -R - 1 : -1])
+            return token_logprobs(logits_BRV, tokens_BT[:, -R:], temperature=temperature)
+
+        def loss_of(params, batch: PolicyBatch, whole: Counts):
+            R = batch.mask_BR.shape[1]
+            logp_BR = logprobs(params, batch.tokens_BT, batch.start_B, R)
+            value, metrics = loss(
+                logp_BR, batch.old_logp_BR, batch.ref_logp_BR, batch.adv_B, batch.mask_BR,
+                whole=whole,
+            )  # fmt: skip
+            return value, {"total": value} | metrics
+
+        def accumulate(sums, params, batch, whole):
+            return jax.tree.map(jnp.add, sums, jax.grad(loss_of, has_aux=True)(params, batch, whole))
+
+        def zeros(params, batch, whole):
+            shapes = jax.eval_shape(jax.grad(loss_of, has_aux=True), params, batch, whole)
+            return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+        self.logprobs = jax.jit(logprobs, static_argnums=3)
+        self._zeros = jax.jit(zeros)
+        self._accumulate = jax.jit(accumulate, donate_argnums=0)
+        self._apply = jax.jit(partial(_apply, optimizer), donate_argnums=(0, 1))
+
+    def update(self, state: TrainState, batches: list[PolicyBatch], whole: Counts, lr: float):
+        """(state, metrics) after one update from micro-batches that make up one batch."""
+        sums = self._zeros(state.params, batches[0], whole)
+        for batch in batches:
+            sums = self._accumulate(sums, state.params, batch, whole)
+        grads, metrics = sums
+        state, norm = self._apply(state, grads, lr)
+        return state, metrics | {"gradient_norm": norm}
+
+
+def _apply(optimizer: Optimizer, state: TrainState, grads, lr):
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    updates = jax.tree.map(lambda u: lr * u, updates)
     params = optax.apply_updates(state.params, updates)
     return TrainState(params, opt_state, state.step + 1), optax.global_norm(grads)

@@ -97,3 +97,14 @@ def shardings(mesh: Mesh, shapes, rules: Rules):
         return NamedSharding(mesh, spec)
 
     return jax.tree_util.tree_map_with_path(one, shapes)
+
+
+def check_rows(mesh: Mesh, **counts: int) -> None:
+    """Raises ValueError, with the mend, for a number of rows that the mesh cannot cut evenly."""
+    pieces = batch_axis_size(mesh)
+    for name, count in counts.items():
+        if count % pieces:
+            raise ValueError(
+                f"{name}={count} is not divisible by the {pieces} pieces that the mesh cuts a "
+                f"batch into; use {count - count % pieces or pieces} or {count + -count % pieces}"
+            )

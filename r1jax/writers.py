@@ -47,7 +47,7 @@ class Writer:
         if self._events is not None:
             for name, value in values.items():
                 if value is not None:
-                    self._events.add_scalar(f"{stage}/{name}", value, step)
+                    self._events.add_scalar(f"{stage}/{name}".replace("@", "_at_"), value, step)
 
     def sample(self, stage: str, step: int, sample: Mapping) -> None:
         """One line of samples.jsonl."""

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from r1jax.data.tasks import TASKS
 from r1jax.rewards.math import check_gold
 
 Problem = dict[str, str]
@@ -30,7 +31,7 @@ BENCHMARKS: dict[str, str] = {
 
 _QUESTION = ("question", "problem")
 _ANSWER = ("answer", "final_answer")
-_GSM8K_MARK = "####"  # in GSM8K the answer field is a worked solution, the result after this
+GSM8K_MARK = "####"  # in GSM8K the answer field is a worked solution, the result after this
 
 
 def load_problems(source: str, *, limit: int | None = None) -> list[Problem]:
@@ -39,6 +40,7 @@ def load_problems(source: str, *, limit: int | None = None) -> list[Problem]:
     Args:
       source: one of
         - a name in BENCHMARKS;
+        - `task:NAME:COUNT`, training problems of a synthetic family in `data.tasks`;
         - `tfds:NAME[/config]:SPLIT`, a TensorFlow dataset in the array_record format, read
           without TensorFlow (TFDS_DATA_DIR says where it lies);
         - the path of a .jsonl file, one object a line.
@@ -69,6 +71,11 @@ def load_problems(source: str, *, limit: int | None = None) -> list[Problem]:
     if not problems:
         raise ValueError(f"{source}: there are no problems in it; expected one JSON object a line")
     return problems
+
+
+def benchmark_name(source: str) -> str:
+    """The `<benchmark>` of metric names: a known name, or the file's stem."""
+    return source if source in BENCHMARKS else pathlib.Path(source.replace(":", "_")).stem
 
 
 def fingerprint(problems: Sequence[Mapping[str, Any]]) -> str:
@@ -124,6 +131,8 @@ def _check_non_negative(**values: int) -> None:
 def _rows(source: str) -> Iterator[Row]:
     if source.startswith("tfds:"):
         return _tfds_rows(source)
+    if source.startswith("task:"):
+        return _task_rows(source)
     if source in BENCHMARKS:
         file = resources.files("r1jax") / "data" / "tasks" / BENCHMARKS[source]
         shown = f"r1jax/data/tasks/{BENCHMARKS[source]}"
@@ -133,10 +142,21 @@ def _rows(source: str) -> Iterator[Row]:
         close = difflib.get_close_matches(source, BENCHMARKS, n=1)
         raise ValueError(
             f"{shown}: there is no such file; give the path of a .jsonl file, "
-            f"tfds:NAME:SPLIT, or one of {', '.join(BENCHMARKS)}"
+            f"tfds:NAME:SPLIT, task:NAME:COUNT, or one of {', '.join(BENCHMARKS)}"
             + (f" (did you mean {close[0]!r}?)" if close else "")
         )
     return _jsonl_rows(shown, file)
+
+
+def _task_rows(source: str) -> Iterator[Row]:
+    """Training problems of a synthetic family; part of its definition, so of no seed but 0."""
+    _, name, count = [*source.split(":"), "", ""][:3]
+    if name not in TASKS or not count.isdecimal() or int(count) < 1:
+        raise ValueError(
+            f"{source}: write task:NAME:COUNT, e.g. task:mini_aime:4096; names: {', '.join(TASKS)}"
+        )
+    for i, problem in enumerate(TASKS[name].problems(0, int(count)), start=1):
+        yield f"{source}, problem {i}", problem["id"], problem
 
 
 def _jsonl_rows(name: str, file: Traversable) -> Iterator[Row]:
@@ -207,8 +227,8 @@ def _problem(where: str, name: str, fields: Mapping[str, Any]) -> Problem:
     answer_field = _present(where, fields, _ANSWER)
     answer = _text(where, fields, answer_field, integer=True)
     identity = _text(where, fields, "id", integer=True) if "id" in fields else name
-    if _GSM8K_MARK in answer:
-        answer = answer.rpartition(_GSM8K_MARK)[2].strip().replace(",", "")
+    if GSM8K_MARK in answer:
+        answer = answer.rpartition(GSM8K_MARK)[2].strip().replace(",", "")
     try:
         check_gold(answer)
     except ValueError as error:

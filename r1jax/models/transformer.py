@@ -50,15 +50,15 @@ class TransformerConfig:
     def __post_init__(self):
         for name in ("vocabulary", "width", "layers", "heads", "kv_heads", "mlp", "context"):
             if getattr(self, name) < 1:
-                raise ValueError(f"model.{name}={getattr(self, name)} must be at least 1")
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.heads % self.kv_heads:
             raise ValueError(
-                f"model.heads={self.heads} is not divisible by model.kv_heads={self.kv_heads}"
+                f"heads={self.heads} is not divisible by kv_heads={self.kv_heads}"
             )
         if self.head_dim % 2:
-            raise ValueError(f"model.head_dim={self.head_dim} must be even (rotary pairs)")
+            raise ValueError(f"head_dim={self.head_dim} must be even (rotary pairs)")
         if self.dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"model.dtype={self.dtype!r} must be 'float32' or 'bfloat16'")
+            raise ValueError(f"dtype={self.dtype!r} must be 'float32' or 'bfloat16'")
 
 
 class Cache(NamedTuple):

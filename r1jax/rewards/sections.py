@@ -38,3 +38,14 @@ def final(text: str) -> str | None:
         return tail
     body, closed, _ = section.partition(END_ANSWER)
     return body if closed else None
+
+
+def parts(text: str, *, think_opened: bool = False) -> tuple[str | None, str]:
+    """(reasoning, the rest) for showing to a person; no reasoning where nothing marks it."""
+    if think_opened:
+        text = THINK + text
+    if THINK not in text:
+        return None, text
+    before, _, body = text.partition(THINK)
+    inside, _, after = body.partition(END_THINK)
+    return inside, before + after

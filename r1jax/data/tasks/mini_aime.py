@@ -1,7 +1,7 @@
 """mini-AIME: integer answers 0 to 999, as at AIME, from chains of additions modulo 1000.
 
-A problem starts at 0 … 999 and adds or subtracts 3 to 6 one-digit terms. Numbers in
-derivations have three digits. The text a base model learns from comes in two corpora:
+A problem starts at 0 … 999 and adds or subtracts 3 to 6 different one-digit numbers (so
+that a term can be found again by its digit). Numbers in derivations have three digits. The text a base model learns from comes in two corpora:
 
 - *textbook*: one operation a line, some lines followed by a re-check. A wrong line
   occurs only before its re-check, which mends it; so the reader learns that checking
@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from importlib import resources
 
 import numpy as np
+
+from r1jax.templates import TEMPLATES
 
 MODULUS = 1000
 WEB_STYLES = ("guess", "sloppy", "careful", "check")
@@ -71,7 +73,8 @@ def draw(rng: np.random.Generator) -> Problem:
     """A problem that is in neither test file."""
     while True:
         count = rng.integers(3, 7)
-        magnitudes, signs = rng.integers(1, 10, count), rng.integers(0, 2, count)
+        magnitudes = 1 + rng.permutation(9)[:count]
+        signs = rng.integers(0, 2, count)
         terms = tuple(int(m if s else -m) for m, s in zip(magnitudes, signs, strict=True))
         problem = (int(rng.integers(MODULUS)), terms)
         if question(problem) not in held_out():
@@ -91,6 +94,15 @@ def problems(seed: int, count: int) -> list[dict]:
     return [row(p, f"mini_aime/{i}") for i, p in enumerate(seen)]
 
 
+def corpus(seed: int, documents: int = 2000) -> list[str]:
+    """Texts of both corpora, prompts included, for training a tokenizer."""
+    rng, texts = np.random.default_rng([seed, 3]), []
+    for i in range(documents):
+        text = web_document(rng, Web()) if i % 2 else textbook_document(rng)
+        texts += [TEMPLATES["r1_zero_short"].render(text[0]), text[1]]
+    return texts
+
+
 @functools.cache
 def held_out() -> frozenset[str]:
     """Questions of the two test files."""
@@ -107,8 +119,8 @@ def textbook_document(rng: np.random.Generator) -> tuple[str, str]:
     problem = draw(rng)
     lines, value = [], problem[0]
     for term in problem[1]:
-        checked = rng.random() < 0.35
-        wrong = checked and rng.random() < 0.5
+        checked = rng.random() < 0.4
+        wrong = checked and rng.random() < 0.65
         first = _slip(rng, value, term, carry=rng.random() < 0.5) if wrong else _add(value, term)
         lines.append(_line(value, [term], first))
         value_after = _add(value, term)
@@ -144,8 +156,8 @@ def probes(seed: int, count: int) -> dict[str, list[Probe]]:
     """Tests of the two skills that checking needs, with `count` probes each.
 
     `repair`: after a wrong first pass, the re-check gives the right value.
-    `resume`: after a mended line, the next operation starts from the mended value
-    and is right. A base with both is one that reinforcement learning can lift.
+    `resume`: after a mended line, the next operation is the right one, from the mended
+    value. A base with both is one that reinforcement learning can lift.
     """
     rng, found = np.random.default_rng([seed, 2]), {"repair": [], "resume": []}
     for _ in range(count):
@@ -161,7 +173,7 @@ def probes(seed: int, count: int) -> dict[str, list[Probe]]:
         begun, expected = recheck[:-3], recheck[-3:]
         before = "<think>" + "\n".join(lines) + "\n"
         found["repair"].append(Probe(question(problem), before + begun, expected))
-        following = _line(right, [terms[at + 1]], _add(right, terms[at + 1]))
+        following = _line(right, [terms[at + 1]], 0)[:-3]  # a first pass may slip: not its result
         found["resume"].append(Probe(question(problem), f"{before}{recheck}\n", following))
     return found
 

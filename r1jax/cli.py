@@ -1,0 +1,138 @@
+"""The command line: `r1jax train | eval | sample | plot`.
+
+Modules that start jax are imported by the command that needs them, so that `--help` and
+errors in flags come at once.
+"""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; 0, 1 for an error it could explain, 2 for unusable flags."""
+    parser, commands = _parser()
+    known, rest = parser.parse_known_args(arguments)
+    if known.command is None:
+        parser.print_help()
+        return 2
+    if rest and known.command != "train":
+        commands[known.command].error(f"unknown arguments: {' '.join(rest)}")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("absl", "jax", "orbax"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    from r1jax.checkpoints import CheckpointError
+
+    try:
+        {"train": _train, "eval": _eval, "sample": _sample, "plot": _plot}[known.command](
+            known, rest
+        )
+    except (ValueError, CheckpointError, RuntimeError, OSError) as error:
+        # What went wrong is in the message; the trace is for those who ask.
+        logging.debug("", exc_info=True)
+        print(f"r1jax {known.command}: {error}", file=sys.stderr)
+        if known.debug:
+            raise
+        return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command again goes on from the newest checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser():
+    parser = argparse.ArgumentParser(
+        prog="r1jax", description="DeepSeek-R1's training system in JAX", allow_abbrev=False
+    )
+    parser.add_argument("--debug", action="store_true", help="show the trace of an error")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    train = commands.add_parser(
+        "train", help="run an experiment, or resume it", allow_abbrev=False,
+        epilog="Any value of the config can be set: --config.grpo.lr=1e-4",
+    )  # fmt: skip
+    train.add_argument("--config", required=True, help="experiments/FILE.py:VARIANT")
+    train.add_argument("--workdir", required=True, help="folder for all that the run makes")
+    evaluate = commands.add_parser(
+        "eval", help="the paper's evaluation of a model", allow_abbrev=False
+    )
+    _add_model(evaluate)
+    evaluate.add_argument("--benchmark", required=True, help="a known name or a .jsonl file")
+    evaluate.add_argument("--samples", type=int, default=16, help="responses a question")
+    _add_sampling(evaluate, temperature=0.6, top_p=0.95)
+    evaluate.add_argument("--limit", type=int, help="only the first questions")
+    evaluate.add_argument("--json", action="store_true", help="print one JSON object")
+    sample = commands.add_parser("sample", help="print responses to a prompt", allow_abbrev=False)
+    _add_model(sample)
+    sample.add_argument("--prompt", required=True, help="the question, without the template")
+    sample.add_argument("--samples", type=int, default=1)
+    _add_sampling(sample, temperature=0.6, top_p=0.95)
+    plot = commands.add_parser("plot", help="draw the figures of a run", allow_abbrev=False)
+    plot.add_argument("--workdir", required=True)
+    return parser, {"train": train, "eval": evaluate, "sample": sample, "plot": plot}
+
+
+def _add_model(parser) -> None:
+    parser.add_argument("--model", required=True, help="a run, a stage's or one checkpoint's folder")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def _add_sampling(parser, *, temperature: float, top_p: float) -> None:
+    parser.add_argument("--temperature", type=float, default=temperature)
+    parser.add_argument("--top_p", type=float, default=top_p)
+    parser.add_argument("--max_tokens", type=int, help="default: what the model's context allows")
+
+
+def _train(flags, overrides) -> None:
+    from r1jax import config
+    from r1jax.train import train
+
+    train(config.load(flags.config, overrides), flags.workdir)
+
+
+def _eval(flags, _) -> None:
+    from r1jax.data.sources import load_problems
+    from r1jax.inference import evaluate
+
+    problems = load_problems(flags.benchmark, limit=flags.limit)
+    name, scores = evaluate(
+        flags.model, flags.benchmark, problems, samples=flags.samples, seed=flags.seed,
+        temperature=flags.temperature, top_p=flags.top_p, max_tokens=flags.max_tokens,
+    )  # fmt: skip
+    if flags.json:
+        print(json.dumps({"benchmark": name, "questions": len(problems)} | scores))
+        return
+    print(f"{name}: {len(problems)} questions, {flags.samples} samples each")
+    for metric, value in scores.items():
+        if not metric.endswith(("_low", "_high")):
+            interval = ""
+            if f"{metric}_low" in scores:
+                interval = f"  [{scores[f'{metric}_low']:.3f}, {scores[f'{metric}_high']:.3f}] 95%"
+            print(f"  {metric:<12} {value:8.3f}{interval}")
+
+
+def _sample(flags, _) -> None:
+    from r1jax.inference import sample
+    from r1jax.rewards.sections import parts
+
+    for i, response in enumerate(
+        sample(
+            flags.model, flags.prompt, samples=flags.samples, seed=flags.seed,
+            temperature=flags.temperature, top_p=flags.top_p, max_tokens=flags.max_tokens,
+        )
+    ):  # fmt: skip
+        reasoning, rest = parts(response.text, think_opened=response.think_opened)
+        cut = ", cut off" if response.truncated else ""
+        print(f"--- response {i + 1} ({response.tokens} tokens{cut})")
+        if reasoning is not None:
+            print("reasoning:\n" + "\n".join(f"  | {line}" for line in reasoning.strip().splitlines()))
+        print(rest.strip())
+
+
+def _plot(flags, _) -> None:
+    from r1jax import plots
+
+    for path in plots.draw(Path(flags.workdir)):
+        print(path)

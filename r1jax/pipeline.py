@@ -1,0 +1,242 @@
+"""An experiment: named stages in order, each starting from another's parameters.
+
+    config.stages = ("pretrain", "grpo")       in this order
+    config.pretrain.kind = "pretrain"          which loop of `r1jax.stages`
+    config.grpo.init = "pretrain"              whose parameters it starts from
+
+A finished stage is skipped when the same command runs again; an unfinished one resumes
+from its newest checkpoint. `manifest.json` says what each stage was made from.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jax
+
+import r1jax
+from r1jax import checkpoints, config
+from r1jax.config import ConfigError
+from r1jax.data.examples import load_examples
+from r1jax.data.sources import benchmark_name, fingerprint, load_problems
+from r1jax.data.tasks import TASKS
+from r1jax.data.tokenizers import SentencePieceTokenizer, Tokenizer, train_sentencepiece
+from r1jax.models import abstract_params
+from r1jax.models.transformer import Transformer, TransformerConfig
+from r1jax.run import Run
+from r1jax.sharding import make_mesh
+from r1jax.stages import evaluate, grpo, pretrain, sft
+from r1jax.templates import TEMPLATES
+from r1jax.writers import Writer
+
+KINDS = {"pretrain": pretrain.PretrainConfig, "sft": sft.SftConfig, "grpo": grpo.GrpoConfig}
+VOCABULARY_MULTIPLE = 16  # the model's vocabulary is padded to it, so that meshes divide it
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """A sentencepiece model at `path`, or one trained on `corpus` (`task:NAME`, or a .jsonl
+    file of examples) with at most `vocabulary` pieces."""
+
+    path: str = ""
+    corpus: str = ""
+    vocabulary: int = 512
+    merge_words: bool = False
+
+    def __post_init__(self):
+        if bool(self.path) == bool(self.corpus):
+            raise ValueError("set either path (a sentencepiece model) or corpus (to train one)")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One entry of `config.stages`; `init` is an earlier stage, a checkpoint, or '' (random)."""
+
+    name: str
+    kind: str
+    init: str
+    settings: pretrain.PretrainConfig | sft.SftConfig | grpo.GrpoConfig
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A whole config, checked."""
+
+    seed: int
+    template: str
+    mesh: MeshConfig
+    tokenizer: TokenizerConfig
+    model: Mapping
+    stages: tuple[Stage, ...]
+    evaluate: evaluate.EvaluateConfig | None
+    plain: Mapping = field(repr=False)
+
+
+def parse(plain: Mapping) -> Experiment:
+    """Checks a plain config as far as that needs no file; raises ConfigError."""
+    plain = dict(plain)
+    names = tuple(plain.get("stages", ()))
+    known = {"seed", "template", "mesh", "tokenizer", "model", "stages", "evaluate", "data", *names}
+    for key in plain:
+        if key not in known:
+            raise ConfigError(config.unknown(f"config.{key}", key, sorted(known)))
+    if not names:
+        raise ConfigError("config.stages is empty; name at least one stage")
+    template = plain.get("template", "r1_zero")
+    if template not in TEMPLATES:
+        raise ConfigError(config.unknown(f"config.template={template!r}", template, list(TEMPLATES)))
+    seed = plain.get("seed", 0)
+    if type(seed) is not int or seed < 0:
+        raise ConfigError(f"config.seed={seed!r} must be an integer >= 0")
+    model = plain.get("model", {})
+    config.build(TransformerConfig, {"vocabulary": 1, **model}, "config.model")
+    evaluation = plain.get("evaluate")
+    return Experiment(
+        seed=seed,
+        template=template,
+        mesh=config.build(MeshConfig, plain.get("mesh", {}), "config.mesh"),
+        tokenizer=config.build(TokenizerConfig, plain.get("tokenizer", {}), "config.tokenizer"),
+        model=model,
+        stages=tuple(_stage(plain, name, names[:i]) for i, name in enumerate(names)),
+        evaluate=evaluation
+        and config.build(evaluate.EvaluateConfig, evaluation, "config.evaluate"),
+        plain=plain,
+    )
+
+
+def _stage(plain: Mapping, name: str, earlier: Sequence[str]) -> Stage:
+    if name not in plain:
+        raise ConfigError(f"config.stages names {name!r}, but there is no config.{name}")
+    section = dict(plain[name])
+    kind, init = section.pop("kind", name), section.pop("init", "")
+    if kind not in KINDS:
+        raise ConfigError(config.unknown(f"config.{name}.kind={kind!r}", kind, list(KINDS)))
+    if init and init not in earlier and not Path(init).is_dir():
+        raise ConfigError(
+            f"config.{name}.init={init!r} is neither an earlier stage ({', '.join(earlier) or 'none'}) "
+            "nor a checkpoint folder"
+        )
+    if kind == "grpo" and not init:
+        raise ConfigError(f"config.{name}.init is not set: name a stage or a checkpoint to start from")
+    return Stage(name, kind, init, config.build(KINDS[kind], section, f"config.{name}"))
+
+
+def execute(
+    experiment: Experiment, workdir: Path, writer: Writer, *, loss: Callable | None = None
+) -> None:
+    """Runs what is left to do of an experiment. Everything is read and checked first."""
+    data = {stage.name: _load(stage) for stage in experiment.stages}
+    mesh = make_mesh(**dataclasses.asdict(experiment.mesh))
+    benchmarks = {}
+    if experiment.evaluate:
+        benchmarks = {benchmark_name(s): load_problems(s) for s in experiment.evaluate.benchmarks}
+    tokenizer = make_tokenizer(experiment.tokenizer, workdir / "tokenizer.model", experiment.seed)
+    model = Transformer(
+        TransformerConfig(**{"vocabulary": padded_vocabulary(tokenizer), **experiment.model})
+    )
+    manifest = Manifest(workdir / "manifest.json", experiment)
+    with jax.set_mesh(mesh):
+        for stage in experiment.stages:
+            run = Run(
+                workdir=workdir, stage=stage.name, seed=experiment.seed, mesh=mesh, model=model,
+                tokenizer=tokenizer, template=TEMPLATES[experiment.template], writer=writer,
+            )  # fmt: skip
+            if manifest.finished(stage.name):
+                continue
+            params = _initial(stage, run)
+            if stage.kind == "pretrain":
+                pretrain.run(stage.settings, run)
+            elif stage.kind == "sft":
+                sft.run(stage.settings, run, data[stage.name], params)
+            else:
+                evaluator = (
+                    evaluate.Evaluator(experiment.evaluate, run, benchmarks) if benchmarks else None
+                )
+                grpo.run(
+                    stage.settings, run, params, data[stage.name], evaluate=evaluator,
+                    evaluate_every=experiment.evaluate.every if evaluator else 0, loss=loss,
+                )  # fmt: skip
+            manifest.finish(stage, data[stage.name], benchmarks)
+
+
+def _load(stage: Stage) -> list[dict] | None:
+    """Problems or examples of a stage."""
+    if stage.kind == "grpo":
+        return load_problems(stage.settings.problems)
+    return load_examples(stage.settings.examples) if stage.kind == "sft" else None
+
+
+def _initial(stage: Stage, run: Run):
+    """Parameters that a stage starts from, or None for random ones."""
+    if not stage.init:
+        return None
+    folder = run.workdir / "checkpoints" / stage.init
+    if not folder.is_dir():
+        folder = Path(stage.init)
+    return checkpoints.load_params(checkpoints.find(folder), abstract_params(run.model, run.mesh))
+
+
+def padded_vocabulary(tokenizer: Tokenizer) -> int:
+    return tokenizer.vocabulary + -tokenizer.vocabulary % VOCABULARY_MULTIPLE
+
+
+def make_tokenizer(settings: TokenizerConfig, path: Path, seed: int) -> SentencePieceTokenizer:
+    """The run's tokenizer, kept at `path`; trained there if it must be and is not yet."""
+    if path.exists():
+        return SentencePieceTokenizer.load(path)
+    if settings.path:
+        tokenizer = SentencePieceTokenizer.load(settings.path)
+    else:
+        if settings.corpus.startswith("task:"):
+            name = settings.corpus.removeprefix("task:")
+            if name not in TASKS:
+                raise ConfigError(config.unknown(f"config.tokenizer.corpus={name!r}", name, list(TASKS)))
+            corpus = TASKS[name].corpus(seed)
+        else:
+            corpus = [text for row in load_examples(settings.corpus) for text in row.values()]
+        tokenizer = train_sentencepiece(
+            corpus, settings.vocabulary, merge_words=settings.merge_words
+        )
+    temporary = path.with_suffix(".tmp")
+    temporary.write_bytes(tokenizer.model)
+    os.replace(temporary, path)
+    return tokenizer
+
+
+class Manifest:
+    """manifest.json: what each artefact of a run was made from."""
+
+    def __init__(self, path: Path, experiment: Experiment):
+        self._path = path
+        self._content = json.loads(path.read_text()) if path.exists() else {
+            "r1jax": r1jax.__version__, "jax": jax.__version__, "seed": experiment.seed,
+            "config_hash": config.digest(experiment.plain), "stages": {},
+        }  # fmt: skip
+        self._plain = experiment.plain
+
+    def finished(self, stage: str) -> bool:
+        return stage in self._content["stages"]
+
+    def finish(self, stage: Stage, data, benchmarks: Mapping) -> None:
+        newest = checkpoints.find(self._path.parent / "checkpoints" / stage.name)
+        self._content["stages"][stage.name] = {
+            "checkpoint": str(newest.relative_to(self._path.parent)),
+            "kind": stage.kind,
+            "init": stage.init or None,
+            "config_hash": config.digest(self._plain[stage.name]),
+            "data": {"rows": len(data), "sha256": fingerprint(data)} if data else None,
+            "benchmarks": {name: fingerprint(rows) for name, rows in benchmarks.items()},
+        }
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(self._content, indent=2) + "\n")
+        os.replace(temporary, self._path)

@@ -1,0 +1,86 @@
+"""What every stage of a run is given."""
+
+import dataclasses
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from r1jax.checkpoints import Checkpoints
+from r1jax.data.packing import Document
+from r1jax.data.tokenizers import Tokenizer
+from r1jax.models.transformer import Transformer
+from r1jax.rewards import Response
+from r1jax.sampling.engine import Rollout, Sampler, SamplingConfig
+from r1jax.templates import Template
+from r1jax.types import Array
+from r1jax.writers import Writer
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a stage works and with what. `stage` is its name: of its folder and its keys."""
+
+    workdir: Path
+    stage: str
+    seed: int
+    mesh: Mesh
+    model: Transformer
+    tokenizer: Tokenizer
+    template: Template
+    writer: Writer
+
+    def key(self, *names: str | int) -> Array:
+        """A random key that is a function of (seed, stage, names) alone."""
+        key = jax.random.key(self.seed)
+        for name in (self.stage, *names):
+            word = zlib.crc32(name.encode()) if isinstance(name, str) else name
+            key = jax.random.fold_in(key, word)
+        return key
+
+    def generator(self, *names: str | int) -> np.random.Generator:
+        """As `key`, for numpy on the host."""
+        words = [zlib.crc32(n.encode()) if isinstance(n, str) else n for n in (self.stage, *names)]
+        return np.random.default_rng([self.seed, *words])
+
+    def checkpoints(self, *, keep: int = 2) -> Checkpoints:
+        """The stage's checkpoints, which say themselves what model and prompt they belong to."""
+        about = {
+            "stage": self.stage,
+            "seed": self.seed,
+            "template": dataclasses.asdict(self.template),
+            "model": dataclasses.asdict(self.model.config),
+        }
+        return Checkpoints(self.workdir / "checkpoints" / self.stage, about=about, keep=keep)
+
+    def prompt(self, question: str) -> list[int]:
+        """Token ids of the templated question, begin token first."""
+        return [self.tokenizer.bos_id, *self.tokenizer.encode(self.template.render(question))]
+
+    def document(self, question: str, response: str) -> Document:
+        """Templated question and response, end token last, for next-token training."""
+        prompt = self.prompt(question)
+        return Document(
+            [*prompt, *self.tokenizer.encode(response), self.tokenizer.eos_id], len(prompt)
+        )
+
+    def sampler(self, config: SamplingConfig) -> Sampler:
+        return Sampler(
+            self.model, config,
+            eos_id=self.tokenizer.eos_id, pad_id=self.tokenizer.pad_id, mesh=self.mesh,
+        )  # fmt: skip
+
+    def responses(self, rollout: Rollout) -> list[Response]:
+        """The rollout's responses as text, without the end token."""
+        ends_B = rollout.length_B - ~rollout.truncated_B
+        return [
+            Response(
+                self.tokenizer.decode(tokens[:end]), int(n), bool(cut), self.template.think_opened
+            )
+            for tokens, end, n, cut in zip(
+                rollout.tokens_BT, ends_B, rollout.length_B, rollout.truncated_B, strict=True
+            )
+        ]

@@ -1,0 +1,335 @@
+"""Group relative policy optimisation with rule rewards: the loop of R1-Zero.
+
+A step: sample a group of responses to each of a batch of questions, score them on the
+host, take advantages within groups, take log-probabilities under the reference, update
+on minibatches (arXiv:2501.12948, section 2.2.1).
+
+The position in the stream of questions (counted in batches) is all the data state there
+is: questions, their order and their random keys are functions of it and the seed. The sampler's
+log-probabilities serve as those of the old policy: it samples at the temperature that the
+update scores at, without top-p, and agrees with the update's forward pass to rounding.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from r1jax.advantages import group_relative
+from r1jax.data.sources import batch_indices
+from r1jax.learner import PolicyBatch, PolicyLearner, init_state
+from r1jax.losses import LOSSES
+from r1jax.optim import OPTIMIZERS, warmup
+from r1jax.rewards import check_weights, reflection
+from r1jax.rewards.pool import RewardPool
+from r1jax.run import Run
+from r1jax.sampling.engine import Rollout, SamplingConfig
+from r1jax.sharding import check_rows, rows
+from r1jax.types import Counts
+
+LENGTH_MULTIPLE = 32  # responses are cut to a multiple of this: fewer shapes to compile
+
+
+@dataclass(frozen=True)
+class GrpoConfig:
+    """Settings of the stage; the defaults are the paper's where it states them.
+
+    `clip_eps` is ε or (low, high). `prompts_per_rollout` questions are answered
+    `group_size` times, cut by whole groups into `minibatches`, each used once an epoch;
+    gradients are accumulated over micro-batches of `micro_rows` rows. The reference
+    becomes the policy every `reference_every` steps (0: never). With `dynamic_sampling`
+    groups of equal rewards are replaced by further questions' (DAPO), in at most
+    `max_sampling_rounds` rounds.
+    """
+
+    problems: str
+    steps: int
+    max_tokens: int
+    prompts_per_rollout: int = 32
+    group_size: int = 16
+    temperature: float = 1.0
+    minibatches: int = 1
+    epochs: int = 1
+    micro_rows: int = 32
+    loss: str = "grpo"
+    clip_eps: float | tuple[float, float] = 0.2
+    kl_coef: float = 0.001
+    normalise_std: bool = True
+    rewards: Mapping[str, float] = field(default_factory=lambda: {"accuracy": 1.0, "format": 1.0})
+    reward_workers: int = 0
+    reference_every: int = 0
+    dynamic_sampling: bool = False
+    max_sampling_rounds: int = 4
+    optimizer: str = "adamw"
+    lr: float = 3e-6
+    warmup_steps: int = 0
+    b1: float = 0.9
+    b2: float = 0.95
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    checkpoint_every: int = 10
+    rows: int = 512  # decoded at a time
+    chunk: int = 32  # tokens decoded between two looks of the host
+
+    def __post_init__(self):
+        for name, known in (("loss", LOSSES), ("optimizer", OPTIMIZERS)):
+            if (value := getattr(self, name)) not in known:
+                raise ValueError(f"{name}={value!r} is unknown; known: {', '.join(known)}")
+        for name in (
+            "steps", "prompts_per_rollout", "minibatches", "epochs", "micro_rows",
+            "max_sampling_rounds", "checkpoint_every",
+        ):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.group_size < 2:
+            raise ValueError(f"group_size={self.group_size}: a group needs 2 or more to compare")
+        if self.prompts_per_rollout % self.minibatches:
+            n, m = self.prompts_per_rollout, self.minibatches
+            raise ValueError(
+                f"prompts_per_rollout={n} is not divisible by minibatches={m}; "
+                f"use {n - n % m or m} or {n + -n % m}"
+            )
+        if self.temperature <= 0:
+            raise ValueError(f"temperature={self.temperature} must be positive to learn from")
+        check_weights(self.rewards)
+        self.sampling  # noqa: B018 - its own checks
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        return SamplingConfig(
+            self.max_tokens, temperature=self.temperature, rows=self.rows, chunk=self.chunk
+        )
+
+
+def run(
+    config: GrpoConfig,
+    run: Run,
+    params,
+    problems: Sequence[Mapping],
+    *,
+    evaluate: Callable[[dict, int], dict] | None = None,
+    evaluate_every: int = 0,
+    loss: Callable | None = None,
+) -> dict:
+    """Trains `params` on `problems`; returns the final parameters.
+
+    `evaluate(params, step)` gives metrics, before the first step, every
+    `evaluate_every` steps and after the last. `loss` replaces the configured one: a
+    function (logp_BT, old_logp_BT, ref_logp_BT, adv_B, mask_BT, *, whole).
+    Raises ValueError, before anything is compiled, for prompts that do not fit the
+    model's context and for rows that the mesh cannot cut.
+    """
+    loop = _Loop(config, run, params, problems, loss)
+    state, reference, position = loop.state, params if config.kl_coef else None, 0
+    with (
+        run.checkpoints() as checkpoints,
+        RewardPool(config.rewards, config.reward_workers) as pool,
+    ):
+        restored = checkpoints.restore(state, reference=reference)
+        if restored:
+            state, meta, reference = restored
+            position = meta["position"]
+        step = int(state.step) // (config.minibatches * config.epochs)
+        run.writer.rewind(run.stage, step if restored else -1)
+        if evaluate and not restored:
+            run.writer.metrics(run.stage, 0, evaluate(state.params, 0))
+        with run.writer.bar(config.steps, run.stage, done=step) as bar:
+            while step < config.steps:
+                state, position, values = loop.step(state, reference, step, position, pool)
+                step += 1
+                if reference is not None and config.reference_every:
+                    if step % config.reference_every == 0:
+                        reference = jax.tree.map(jnp.copy, state.params)
+                last = step == config.steps
+                if evaluate and (last or (evaluate_every and step % evaluate_every == 0)):
+                    values |= evaluate(state.params, step)
+                run.writer.metrics(run.stage, step, values)
+                if last or step % config.checkpoint_every == 0:
+                    checkpoints.save(state, {"position": position}, reference=reference)
+                bar.set_postfix_str(_summary(values))
+                bar.update()
+    return state.params
+
+
+def _summary(values: Mapping[str, float]) -> str:
+    shown = (("reward/total", "reward", ".2f"), ("reward/accuracy", "accuracy", ".2f"),
+             ("rollout/length", "length", ".0f"), ("throughput/tokens_per_s", "tok/s", ".0f"))  # fmt: skip
+    return " ".join(f"{short} {values[name]:{form}}" for name, short, form in shown if name in values)
+
+
+class _Experience(NamedTuple):
+    """What a step learns from."""
+
+    rollout: Rollout
+    adv_B: np.ndarray
+    position: int  # in the stream of questions, in batches, after what was read
+    values: dict[str, float]  # metrics
+
+
+class _Loop:
+    """The compiled programs of one stage, and a step made of them."""
+
+    def __init__(self, config: GrpoConfig, run: Run, params, problems, loss):
+        self.config, self.run, self.problems = config, run, problems
+        check_rows(run.mesh, micro_rows=config.micro_rows)
+        if loss is None:
+            extra = {"length_constant": config.max_tokens} if config.loss == "dr_grpo" else {}
+            loss = partial(
+                LOSSES[config.loss], clip_eps=config.clip_eps, kl_coef=config.kl_coef, **extra
+            )
+        optimizer = OPTIMIZERS[config.optimizer](
+            b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, clip_norm=config.clip_norm
+        )
+        self.sampler = run.sampler(config.sampling)
+        self.prompts = [run.prompt(p["question"]) for p in problems]
+        self.sampler.check(self.prompts)
+        self.learner = PolicyLearner(run.model, optimizer, loss, temperature=config.temperature)
+        self.state = init_state(run.model, optimizer, run.mesh, params=params)
+
+    def step(self, state, reference, step: int, position: int, pool: RewardPool):
+        """One step from `position` in the stream: (state, next position, metrics)."""
+        config, clock = self.config, [time.perf_counter()]
+        rollout, adv_B, position, values = self.experience(state.params, position, pool)
+        clock.append(time.perf_counter())
+        ref_logp_BT = self.logprobs(reference, rollout) if reference is not None else None
+        clock.append(time.perf_counter())
+        rng, sums = self.run.generator("minibatches", step), {}
+        lr = config.lr * warmup(step, config.warmup_steps)
+        rows_PG = np.arange(len(adv_B)).reshape(-1, config.group_size)
+        for _ in range(config.epochs):
+            for groups in np.split(rng.permutation(len(rows_PG)), config.minibatches):
+                chosen = rows_PG[groups].ravel()
+                batches = [
+                    self.batch(rollout, rows, R, adv_B, ref_logp_BT)
+                    for rows, R in self.cut(rollout.length_B, chosen)
+                ]
+                whole = Counts(
+                    np.float32(len(chosen)), np.float32(rollout.length_B[chosen].sum())
+                )
+                state, metrics = self.learner.update(state, batches, whole, lr)
+                # Fetching waits for the update: on fake CPU devices a queue of steps with
+                # collectives can deadlock.
+                for name, value in jax.device_get(metrics).items():
+                    sums[name] = sums.get(name, 0.0) + float(value)
+        clock.append(time.perf_counter())
+        updates = config.minibatches * config.epochs
+        values |= {f"loss/{name}": value / updates for name, value in sums.items()}
+        values["lr"] = lr
+        values["throughput/tokens_per_s"] = values["rollout/tokens"] / (clock[-1] - clock[0])
+        for name, seconds in zip(("rollout", "reference", "update"), np.diff(clock), strict=True):
+            values[f"throughput/{name}_s"] = float(seconds)
+        return state, position, values
+
+    def experience(self, params, position: int, pool: RewardPool) -> _Experience:
+        """Rollout, rewards and advantages of the step that begins at `position`.
+
+        With dynamic sampling, rounds of further questions replace the groups whose
+        rewards are all equal; what is missing after the last round is filled with such.
+        """
+        config, G = self.config, self.config.group_size
+        P, useful, useless, statistics = config.prompts_per_rollout, [], [], []
+        for _ in range(config.max_sampling_rounds if config.dynamic_sampling else 1):
+            rollout, adv_B, values = self.sample(params, position, pool)
+            position += 1
+            statistics.append(values)
+            equal_P = ~adv_B.reshape(P, G).any(axis=1)
+            for group in range(P):
+                part = slice(group * G, (group + 1) * G)
+                group_of = (Rollout(*(x[part] for x in rollout)), adv_B[part])
+                (useless if equal_P[group] else useful).append(group_of)
+            if len(useful) >= P:
+                break
+        chosen = useful + useless if config.dynamic_sampling else None
+        values = {k: float(np.mean([s[k] for s in statistics])) for k in statistics[0]}
+        values["rollout/rounds"] = len(statistics)
+        values["rollout/tokens"] = float(sum(s["rollout/tokens"] for s in statistics))
+        if chosen is None:
+            return _Experience(rollout, adv_B, position, values)
+        return _Experience(
+            join([rollout for rollout, _ in chosen[:P]]),
+            np.concatenate([adv for _, adv in chosen[:P]]), position, values,
+        )  # fmt: skip
+
+    def sample(self, params, position: int, pool: RewardPool):
+        """(rollout, adv_B, metrics) of one round of questions."""
+        config, run = self.config, self.run
+        P, G = config.prompts_per_rollout, config.group_size
+        chosen = batch_indices(len(self.problems), P, position, run.seed)
+        rollout = self.sampler(
+            params, [self.prompts[i] for i in chosen], run.key("rollout"),
+            prompt_ids=position * P + np.arange(P), group_size=G,
+        )  # fmt: skip
+        responses = run.responses(rollout)
+        problems = [self.problems[i] for i in chosen for _ in range(G)]
+        parts = pool.score_all(problems, responses)
+        total_B = np.array([p["total"] for p in parts], np.float32)
+        adv_B = group_relative(total_B, G, normalise_std=config.normalise_std)
+        values = {f"reward/{k}": float(np.mean([p[k] for p in parts])) for k in parts[0]}
+        values["reward/errors"] = float(sum(p["errors"] for p in parts))
+        tokens = float(rollout.length_B.sum())
+        values |= {
+            "rollout/length": float(rollout.length_B.mean()),
+            "rollout/truncated": float(rollout.truncated_B.mean()),
+            "rollout/reflections": float(np.mean([reflection.count(r.text) for r in responses])),
+            "rollout/zero_variance": float(1 - adv_B.reshape(P, G).any(axis=1).mean()),
+            "rollout/entropy": -float(rollout.logp_BT.sum()) / tokens,
+            "rollout/tokens": tokens,
+        }
+        return rollout, adv_B, values
+
+    def cut(self, length_B: np.ndarray, rows_b: np.ndarray):
+        """Micro-batches of rows alike in length: (rows, padded with -1; response columns)."""
+        n, longest = self.config.micro_rows, self.config.max_tokens
+        by_length = rows_b[np.argsort(-length_B[rows_b], kind="stable")]
+        for at in range(0, len(by_length), n):
+            rows = by_length[at : at + n]
+            R = int(length_B[rows].max())
+            yield np.pad(rows, (0, n - len(rows)), constant_values=-1), min(
+                longest, R + -R % LENGTH_MULTIPLE
+            )
+
+    def batch(self, rollout: Rollout, rows_b, R: int, adv_B, ref_logp_BT) -> PolicyBatch:
+        """One micro-batch on the mesh; rows -1 are padding, without mask or advantage."""
+        real = (rows_b >= 0).astype(np.float32)
+        width = rollout.prompt_BT.shape[1]
+        tokens = np.concatenate([rollout.prompt_BT[rows_b], rollout.tokens_BT[rows_b, :R]], axis=1)
+        columns = np.arange(R)
+        mask = (columns[None, :] < rollout.length_B[rows_b][:, None]) * real[:, None]
+        batch = PolicyBatch(
+            tokens_BT=tokens,
+            start_B=(width - rollout.prompt_length_B[rows_b]).astype(np.int32),
+            old_logp_BR=rollout.logp_BT[rows_b, :R],
+            ref_logp_BR=None if ref_logp_BT is None else ref_logp_BT[rows_b, :R],
+            adv_B=adv_B[rows_b] * real,
+            mask_BR=mask.astype(np.float32),
+        )
+        return jax.device_put(batch, rows(self.run.mesh))
+
+    def logprobs(self, params, rollout: Rollout) -> np.ndarray:
+        """Log-probabilities of the rollout's responses under `params`, 0 on padding."""
+        logp_BT = np.zeros_like(rollout.logp_BT)
+        every = np.arange(len(rollout.length_B))
+        none_B = np.zeros(len(every), np.float32)
+        pending = []
+        for rows_b, R in self.cut(rollout.length_B, every):
+            batch = self.batch(rollout, rows_b, R, none_B, None)
+            pending.append((rows_b, self.learner.logprobs(params, batch.tokens_BT, batch.start_B, R)))
+        for rows_b, logp_bR in pending:
+            real = rows_b >= 0
+            logp_BT[rows_b[real], : logp_bR.shape[1]] = np.asarray(logp_bR)[real]
+        return logp_BT * rollout.mask_BT
+
+
+def join(rollouts: Sequence[Rollout]) -> Rollout:
+    """Rollouts as one; prompts are left-padded to the widest."""
+    width = max(r.prompt_BT.shape[1] for r in rollouts)
+    padded = [
+        r._replace(prompt_BT=np.pad(r.prompt_BT, ((0, 0), (width - r.prompt_BT.shape[1], 0))))
+        for r in rollouts
+    ]
+    return Rollout(*(np.concatenate(x) for x in zip(*padded, strict=True)))

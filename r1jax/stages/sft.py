@@ -1,0 +1,107 @@
+"""Supervised fine-tuning on examples: packed rows, loss on the responses only."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import jax
+
+from r1jax.data.packing import pack, plan
+from r1jax.data.sources import problem_order
+from r1jax.learner import init_state, supervised_step
+from r1jax.optim import OPTIMIZERS, cosine, warmup
+from r1jax.run import Run
+from r1jax.sharding import check_rows, rows
+
+
+@dataclass(frozen=True)
+class SftConfig:
+    """`batch_rows` packed rows of `row_tokens` a step; cosine from `lr` to `lr_end` (the
+    paper tunes from 5e-5 to 5e-6, second-hand) over `epochs` passes, or `steps` if given."""
+
+    examples: str
+    row_tokens: int
+    batch_rows: int = 16
+    epochs: int = 2
+    steps: int = 0
+    lr: float = 5e-5
+    lr_end: float = 5e-6
+    warmup_steps: int = 0
+    optimizer: str = "adamw"
+    b2: float = 0.95
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    checkpoint_every: int = 500
+    log_every: int = 10
+
+    def __post_init__(self):
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(
+                f"optimizer={self.optimizer!r} is unknown; known: {', '.join(OPTIMIZERS)}"
+            )
+        for name in ("row_tokens", "batch_rows", "epochs", "checkpoint_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.steps < 0:
+            raise ValueError(f"steps={self.steps} must not be negative; 0 trains all epochs")
+
+
+def run(
+    config: SftConfig, run: Run, examples: Sequence[Mapping[str, str]], params=None
+) -> dict:
+    """Trains `params` (None: random ones) on `examples`; returns the final parameters.
+
+    Every epoch packs the examples in an order of its own, a function of the seed; the
+    rows that do not fill a last batch are dropped. Raises ValueError for an example longer
+    than a row, and for too few examples for a single batch.
+    """
+    check_rows(run.mesh, batch_rows=config.batch_rows)
+    documents = [run.document(e["question"], e["response"]) for e in examples]
+    lengths = [len(d.tokens) for d in documents]
+
+    def epoch_rows(epoch: int) -> list[list[int]]:
+        order = problem_order(len(documents), run.seed, epoch)
+        packed = plan([lengths[i] for i in order], config.row_tokens)
+        return [[int(order[i]) for i in row] for row in packed]
+
+    steps_of = [len(epoch_rows(e)) // config.batch_rows for e in range(config.epochs)]
+    if not all(steps_of):
+        raise ValueError(
+            f"{len(examples)} examples fill fewer than batch_rows={config.batch_rows} rows of "
+            f"row_tokens={config.row_tokens}; lower one of them"
+        )
+    total = min(config.steps, sum(steps_of)) if config.steps else sum(steps_of)
+    batches = (
+        packed[at * config.batch_rows : (at + 1) * config.batch_rows]
+        for epoch, count in enumerate(steps_of)
+        for packed in [epoch_rows(epoch)]
+        for at in range(count)
+    )
+    optimizer = OPTIMIZERS[config.optimizer](
+        b2=config.b2, weight_decay=config.weight_decay, clip_norm=config.clip_norm
+    )
+    update = supervised_step(run.model, optimizer)
+    state = init_state(run.model, optimizer, run.mesh, params=params, key=run.key("init"))
+    with run.checkpoints() as checkpoints:
+        if restored := checkpoints.restore(state):
+            state = restored[0]
+        done = int(state.step)
+        run.writer.rewind(run.stage, done)
+        with run.writer.bar(total, run.stage, done=done) as bar:
+            for step, members in enumerate(batches, start=1):
+                if step <= done:
+                    continue
+                if step > total:
+                    break
+                batch = pack(documents, members, config.row_tokens)
+                lr = config.lr * warmup(step - 1, config.warmup_steps) * cosine(
+                    step - 1, total, config.lr_end / config.lr
+                )
+                state, metrics = update(state, jax.device_put(batch, rows(run.mesh)), lr)
+                bar.update()
+                if step == total or step % config.log_every == 0:
+                    values = {f"loss/{k}": float(v) for k, v in metrics.items()}
+                    run.writer.metrics(run.stage, step, values | {"lr": lr})
+                    bar.set_postfix(loss=f"{values['loss/nll']:.3f}")
+                if step == total or step % config.checkpoint_every == 0:
+                    checkpoints.save(state, {})
+    return state.params

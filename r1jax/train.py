@@ -1,0 +1,65 @@
+"""Runs an experiment in a working folder, or resumes it there."""
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from r1jax import config, pipeline
+from r1jax.config import ConfigError
+from r1jax.writers import Writer
+
+log = logging.getLogger("r1jax")
+
+
+def train(
+    experiment: ConfigDict,
+    workdir: str | Path,
+    *,
+    loss: Callable | None = None,
+    progress: bool = True,
+) -> None:
+    """Runs `experiment` in `workdir`; called again, goes on where it stopped.
+
+    `loss` replaces the policy loss of GRPO stages (see `stages.grpo.run`).
+    Raises ConfigError before any compilation where the config, a file it names or the
+    workdir (made with another config) is at fault.
+    """
+    workdir, plain = Path(workdir), config.plain(experiment)
+    checked = pipeline.parse(plain)
+    _claim(workdir, plain)
+    enable_compilation_cache()
+    with Writer(workdir, progress=progress) as writer:
+        pipeline.execute(checked, workdir, writer, loss=loss)
+    from r1jax import plots
+
+    for path in plots.draw(workdir):
+        log.info("drew %s", path)
+
+
+def _claim(workdir: Path, plain: dict) -> None:
+    """Makes the workdir this config's; refuses one made with another."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    path = workdir / "config.json"
+    if not path.exists():
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(plain, indent=2) + "\n")
+        os.replace(temporary, path)
+        return
+    if lines := config.difference(json.loads(path.read_text()), plain):
+        raise ConfigError(
+            f"{workdir} was made with another config; use another --workdir, or take back:\n  "
+            + "\n  ".join(lines)
+        )
+
+
+def enable_compilation_cache() -> None:
+    """Keeps compiled programs between processes, unless the user set a folder of their own."""
+    if jax.config.jax_compilation_cache_dir is None:
+        folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "r1jax" / "xla"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
