@@ -41,7 +41,7 @@ def mini() -> ConfigDict:
     config.grpo = dict(
         kind="grpo", init="pretrain", problems="task:mini_aime:4096", steps=40, max_tokens=136,
         prompts_per_rollout=32, group_size=16, minibatches=2, micro_rows=32,
-        rewards=dict(accuracy=1.0, format=1.0), clip_eps=0.2, kl_coef=0.001, lr=4e-4,
+        rewards=dict(accuracy=1.0, format=1.0), clip_eps=0.2, kl_coef=0.001, lr=2e-4,
         warmup_steps=5, optimizer="adamw", checkpoint_every=8,
     )  # fmt: skip
     config.evaluate = dict(benchmarks=("mini_aime",), samples=16, max_tokens=136, every=8)
@@ -68,9 +68,7 @@ def gsm8k() -> ConfigDict:
     config.data = config_dict.placeholder(str)  # a .jsonl file of GSM8K's rows
     config.template = "r1_zero"
     config.tokenizer = dict(corpus=config.get_ref("data"), vocabulary=2048)
-    config.model = dict(
-        width=64, layers=3, heads=4, kv_heads=2, head_dim=16, mlp=192, context=768
-    )
+    config.model = dict(width=64, layers=3, heads=4, kv_heads=2, head_dim=16, mlp=192, context=768)
     config.stages = ("base", "grpo")
     config.base = dict(
         kind="sft", examples=config.get_ref("data"), row_tokens=768, batch_rows=8, epochs=1,

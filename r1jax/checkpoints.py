@@ -16,7 +16,7 @@ from pathlib import Path
 import jax
 import orbax.checkpoint as ocp
 
-from r1jax.learner import TrainState
+from r1jax.types import TrainState
 
 log = logging.getLogger("r1jax")
 
@@ -165,7 +165,8 @@ def load_params(folder: Path, template):
 def abstract(tree):
     """Shapes, types and layouts of a tree of arrays."""
     return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None)), tree
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None)),
+        tree,
     )
 
 

@@ -38,7 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return 1
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command again goes on from the newest checkpoint", file=sys.stderr)
+        print(
+            "\ninterrupted; the same command again goes on from the newest checkpoint",
+            file=sys.stderr,
+        )
         return 130
     return 0
 
@@ -75,7 +78,9 @@ def _parser():
 
 
 def _add_model(parser) -> None:
-    parser.add_argument("--model", required=True, help="a run, a stage's or one checkpoint's folder")
+    parser.add_argument(
+        "--model", required=True, help="a run, a stage's or one checkpoint's folder"
+    )
     parser.add_argument("--seed", type=int, default=0)
 
 
@@ -127,7 +132,9 @@ def _sample(flags, _) -> None:
         cut = ", cut off" if response.truncated else ""
         print(f"--- response {i + 1} ({response.tokens} tokens{cut})")
         if reasoning is not None:
-            print("reasoning:\n" + "\n".join(f"  | {line}" for line in reasoning.strip().splitlines()))
+            print(
+                "reasoning:\n" + "\n".join(f"  | {line}" for line in reasoning.strip().splitlines())
+            )
         print(rest.strip())
 
 

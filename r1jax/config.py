@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import sys
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -30,13 +31,13 @@ def load(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     file = path.partition(".py")[0] + ".py"
     if not Path(file).is_file():
         raise ConfigError(f"--config: there is no file {file}")
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values)
+    # Experiments import what they share as `experiments.common`, wherever they are run from.
+    if (root := str(Path(file).resolve().parent.parent)) not in sys.path:
+        sys.path.insert(0, root)
     try:
-        values(["r1jax", f"--config={path}", *overrides])
-        return values["config"].value
+        return _parse(path, overrides)
     except (AttributeError, KeyError) as error:
-        known = _keys(_defaults(path))
+        known = _keys(_parse(path))
         raise ConfigError(_unknown_override(overrides, known) or str(error)) from error
     except flags.UnrecognizedFlagError as error:
         raise ConfigError(f"{error}; overrides look like --config.grpo.lr=1e-4") from error
@@ -44,10 +45,13 @@ def load(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
         raise ConfigError(f"--config={path} {' '.join(overrides)}: {error}") from error
 
 
-def _defaults(path: str) -> ConfigDict:
+def _parse(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
+    argv = ["r1jax", f"--config={path}", *overrides]
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values)
-    values(["r1jax", f"--config={path}"])
+    # The overrides that it defines flags for are those of sys_argv, not of the call below.
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    if stray := values(argv)[1:]:
+        raise flags.UnrecognizedFlagError(stray[0])
     return values["config"].value
 
 

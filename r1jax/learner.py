@@ -7,7 +7,6 @@ rules. A policy update may be cut into micro-batches; the losses are additive ov
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,24 +19,7 @@ from r1jax.losses import sft_loss
 from r1jax.models.transformer import Transformer
 from r1jax.optim import RULES, Optimizer
 from r1jax.sharding import shardings
-from r1jax.types import Array, Counts
-
-
-class TrainState(NamedTuple):
-    params: dict
-    opt_state: tuple
-    step: Array  # int32 scalar: updates made
-
-
-class PolicyBatch(NamedTuple):
-    """Rows of a rollout: prompts left-padded, responses of at most R tokens right-padded."""
-
-    tokens_BT: Array  # prompt and response
-    start_B: Array  # first column that holds a token
-    old_logp_BR: Array
-    ref_logp_BR: Array | None
-    adv_B: Array
-    mask_BR: Array  # 1 on response tokens, the end token included
+from r1jax.types import Counts, PolicyBatch, TrainState
 
 
 def init_state(
@@ -104,7 +86,9 @@ class PolicyLearner:
             return value, {"total": value} | metrics
 
         def accumulate(sums, params, batch, whole):
-            return jax.tree.map(jnp.add, sums, jax.grad(loss_of, has_aux=True)(params, batch, whole))
+            return jax.tree.map(
+                jnp.add, sums, jax.grad(loss_of, has_aux=True)(params, batch, whole)
+            )
 
         def zeros(params, batch, whole):
             shapes = jax.eval_shape(jax.grad(loss_of, has_aux=True), params, batch, whole)

@@ -94,7 +94,9 @@ def parse(plain: Mapping) -> Experiment:
         raise ConfigError("config.stages is empty; name at least one stage")
     template = plain.get("template", "r1_zero")
     if template not in TEMPLATES:
-        raise ConfigError(config.unknown(f"config.template={template!r}", template, list(TEMPLATES)))
+        raise ConfigError(
+            config.unknown(f"config.template={template!r}", template, list(TEMPLATES))
+        )
     seed = plain.get("seed", 0)
     if type(seed) is not int or seed < 0:
         raise ConfigError(f"config.seed={seed!r} must be an integer >= 0")
@@ -127,7 +129,9 @@ def _stage(plain: Mapping, name: str, earlier: Sequence[str]) -> Stage:
             "nor a checkpoint folder"
         )
     if kind == "grpo" and not init:
-        raise ConfigError(f"config.{name}.init is not set: name a stage or a checkpoint to start from")
+        raise ConfigError(
+            f"config.{name}.init is not set: name a stage or a checkpoint to start from"
+        )
     return Stage(name, kind, init, config.build(KINDS[kind], section, f"config.{name}"))
 
 
@@ -200,7 +204,9 @@ def make_tokenizer(settings: TokenizerConfig, path: Path, seed: int) -> Sentence
         if settings.corpus.startswith("task:"):
             name = settings.corpus.removeprefix("task:")
             if name not in TASKS:
-                raise ConfigError(config.unknown(f"config.tokenizer.corpus={name!r}", name, list(TASKS)))
+                raise ConfigError(
+                    config.unknown(f"config.tokenizer.corpus={name!r}", name, list(TASKS))
+                )
             corpus = TASKS[name].corpus(seed)
         else:
             corpus = [text for row in load_examples(settings.corpus) for text in row.values()]

@@ -14,9 +14,9 @@ from r1jax.data.packing import Document
 from r1jax.data.tokenizers import Tokenizer
 from r1jax.models.transformer import Transformer
 from r1jax.rewards import Response
-from r1jax.sampling.engine import Rollout, Sampler, SamplingConfig
+from r1jax.sampling.engine import Sampler, SamplingConfig
 from r1jax.templates import Template
-from r1jax.types import Array
+from r1jax.types import Array, Rollout
 from r1jax.writers import Writer
 
 
@@ -31,7 +31,7 @@ class Run:
     model: Transformer
     tokenizer: Tokenizer
     template: Template
-    writer: Writer
+    writer: Writer | None  # None where nothing is to be written
 
     def key(self, *names: str | int) -> Array:
         """A random key that is a function of (seed, stage, names) alone."""

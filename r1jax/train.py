@@ -9,9 +9,9 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from r1jax import config, pipeline
+from r1jax import config, pipeline, plots
 from r1jax.config import ConfigError
-from r1jax.writers import Writer
+from r1jax.writers import Writer, read_lines
 
 log = logging.getLogger("r1jax")
 
@@ -29,16 +29,29 @@ def train(
     Raises ConfigError before any compilation where the config, a file it names or the
     workdir (made with another config) is at fault.
     """
-    workdir, plain = Path(workdir), config.plain(experiment)
+    workdir, plain = Path(workdir).absolute(), config.plain(experiment)
     checked = pipeline.parse(plain)
     _claim(workdir, plain)
     enable_compilation_cache()
     with Writer(workdir, progress=progress) as writer:
         pipeline.execute(checked, workdir, writer, loss=loss)
-    from r1jax import plots
-
+    for line in _summary(workdir / "metrics.jsonl"):
+        log.info("%s", line)
     for path in plots.draw(workdir):
-        log.info("drew %s", path)
+        log.info("%s", path)
+
+
+def _summary(path: Path) -> list[str]:
+    """First and last evaluation, a line a metric."""
+    evaluated = [row for row in read_lines(path) if any(k.startswith("eval/") for k in row)]
+    if not evaluated:
+        return []
+    first, last = evaluated[0], evaluated[-1]
+    return [
+        f"{name}: {first[name]:.3f} at step {first['step']}, {value:.3f} at step {last['step']}"
+        for name, value in last.items()
+        if name.startswith("eval/") and not name.endswith(("_low", "_high")) and name in first
+    ]
 
 
 def _claim(workdir: Path, plain: dict) -> None:

@@ -29,3 +29,36 @@ class Counts(NamedTuple):
 
     rows: Array | int  # sequences, empty ones included, padding rows excluded
     tokens: Array | int  # trained tokens (mask entries that are 1)
+
+
+class Rollout(NamedTuple):
+    """Responses on the host, row-major over prompts × group."""
+
+    prompt_BT: np.ndarray  # int32, left-padded
+    prompt_length_B: np.ndarray
+    tokens_BT: np.ndarray  # int32 response, end token included, right-padded
+    logp_BT: np.ndarray  # float32, of the distribution sampled from; 0 on padding
+    length_B: np.ndarray  # response tokens, end token included
+    truncated_B: np.ndarray  # bool: stopped at max_tokens without an end token
+
+    @property
+    def mask_BT(self) -> np.ndarray:
+        columns = np.arange(self.tokens_BT.shape[1])
+        return (columns[None, :] < self.length_B[:, None]).astype(np.float32)
+
+
+class TrainState(NamedTuple):
+    params: dict
+    opt_state: tuple
+    step: Array  # int32 scalar: updates made
+
+
+class PolicyBatch(NamedTuple):
+    """Rows of a rollout: prompts left-padded, responses of at most R tokens right-padded."""
+
+    tokens_BT: Array  # prompt and response
+    start_B: Array  # first column that holds a token
+    old_logp_BR: Array
+    ref_logp_BR: Array | None
+    adv_B: Array
+    mask_BR: Array  # 1 on response tokens, the end token included

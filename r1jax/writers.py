@@ -72,7 +72,9 @@ class Writer:
             temporary.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept))
             os.replace(temporary, path)
 
-    def bar(self, total: int | None, description: str, *, done: int = 0, unit: str = "step") -> tqdm:
+    def bar(
+        self, total: int | None, description: str, *, done: int = 0, unit: str = "step"
+    ) -> tqdm:
         """A progress bar on stderr (plain lines now and then where it is no terminal)."""
         return tqdm(
             total=total, desc=description, initial=done, unit=unit, file=sys.stderr,

@@ -92,10 +92,12 @@ def test_equal_rewards_have_a_finite_gradient():
 
 
 def test_torn_groups_are_refused(advantages):
-    with pytest.raises(ValueError, match="10 rewards are not divisible by group_size=4.* 8 or 12"):
+    with pytest.raises(ValueError, match=r"10 rewards are not divisible by group_size=4.* 8 or 12"):
         advantages(np.zeros(10), 4)
     # A micro-batch smaller than a group: the rows of one group would be spread over two.
-    with pytest.raises(ValueError, match="2 rewards are not divisible by group_size=4.* 4 rewards"):
+    with pytest.raises(
+        ValueError, match=r"2 rewards are not divisible by group_size=4.* 4 rewards"
+    ):
         advantages(np.zeros(2), 4)
 
 

@@ -30,7 +30,9 @@ def load_examples(path: str, *, limit: int | None = None) -> list[Example]:
             raise ValueError(f"{where}: not JSON ({error}); write one object a line") from error
         if not isinstance(row, dict):
             raise ValueError(f"{where}: a {type(row).__name__}, not an object")
-        examples.append({"question": _text(where, row, "question"), "response": _response(where, row)})
+        examples.append(
+            {"question": _text(where, row, "question"), "response": _response(where, row)}
+        )
     if not examples:
         raise ValueError(f"{path}: there are no examples in it")
     return examples

@@ -49,7 +49,9 @@ class SentencePieceTokenizer:
     def load(cls, path: str | Path) -> "SentencePieceTokenizer":
         path = Path(path)
         if not path.is_file():
-            raise ValueError(f"no tokenizer at {path}; a run writes it there before its first stage")
+            raise ValueError(
+                f"no tokenizer at {path}; a run writes it there before its first stage"
+            )
         return cls(path.read_bytes(), str(path))
 
     def encode(self, text: str) -> list[int]:

@@ -204,7 +204,7 @@ def gspo_loss(
 
 def _prepare(logp_BT, old_logp_BT, ref_logp_BT, adv_B, mask_BT, whole) -> _Inputs:
     """Check shapes, put zeros in the padding, hold all but `logp_BT` constant."""
-    arrays = dict(logp_BT=logp_BT, old_logp_BT=old_logp_BT, adv_B=adv_B, mask_BT=mask_BT)
+    arrays = {"logp_BT": logp_BT, "old_logp_BT": old_logp_BT, "adv_B": adv_B, "mask_BT": mask_BT}
     if ref_logp_BT is not None:
         arrays["ref_logp_BT"] = ref_logp_BT
     check_axes(**arrays)

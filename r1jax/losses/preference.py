@@ -42,7 +42,7 @@ def preference_loss(
     Raises:
         ValueError: shapes disagree.
     """
-    arrays = dict(chosen_B=chosen_B, rejected_B=rejected_B)
+    arrays = {"chosen_B": chosen_B, "rejected_B": rejected_B}
     if mask_B is not None:
         arrays["mask_B"] = mask_B
     if np.ndim(margin):

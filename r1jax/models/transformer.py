@@ -52,9 +52,7 @@ class TransformerConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.heads % self.kv_heads:
-            raise ValueError(
-                f"heads={self.heads} is not divisible by kv_heads={self.kv_heads}"
-            )
+            raise ValueError(f"heads={self.heads} is not divisible by kv_heads={self.kv_heads}")
         if self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim} must be even (rotary pairs)")
         if self.dtype not in ("float32", "bfloat16"):
@@ -83,7 +81,9 @@ class Block(nn.Module):
         attention = Attention(c.heads, c.kv_heads, c.head_dim, c.qkv_bias, scale, name="attention")
         y, kv = attention(RMSNorm(c.norm_eps, name="attention_norm")(x_BTD), rope, mask_B1Ts, cache)
         x_BTD = x_BTD + y
-        x_BTD = x_BTD + SwiGLU(c.mlp, scale, name="mlp")(RMSNorm(c.norm_eps, name="mlp_norm")(x_BTD))
+        x_BTD = x_BTD + SwiGLU(c.mlp, scale, name="mlp")(
+            RMSNorm(c.norm_eps, name="mlp_norm")(x_BTD)
+        )
         return constrain(x_BTD, BATCH, None, None), kv
 
 
@@ -137,7 +137,7 @@ class Transformer:
                 positions_BT = jnp.broadcast_to(jnp.arange(T), (B, T))
             mask = jnp.tril(jnp.ones((1, 1, T, T), bool))
             if segments_BT is not None:
-                mask &= (segments_BT[:, None, :, None] == segments_BT[:, None, None, :])
+                mask &= segments_BT[:, None, :, None] == segments_BT[:, None, None, :]
         else:
             slot_T = cache.length + jnp.arange(T)
             if positions_BT is None:
@@ -159,7 +159,9 @@ class Transformer:
 
     def _scan(self, blocks, x, rope, mask):
         def step(x, block):
-            return Block(self.config).apply({"params": _cast(block, x.dtype)}, x, rope, mask)[0], None
+            return Block(self.config).apply({"params": _cast(block, x.dtype)}, x, rope, mask)[
+                0
+            ], None
 
         return jax.lax.scan(jax.checkpoint(step) if self.config.remat else step, x, blocks)[0]
 

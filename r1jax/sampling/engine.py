@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from r1jax.models.transformer import Cache, Transformer
 from r1jax.sampling.choose import choose
 from r1jax.sharding import batch_axis_size, replicated, rows
-from r1jax.types import Array
+from r1jax.types import Array, Rollout
 
 PROMPT_MULTIPLE = 8  # prompts are padded to a multiple of this: fewer shapes to compile
 
@@ -47,22 +47,6 @@ class SamplingConfig:
             raise ValueError(f"temperature={self.temperature} must not be negative")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p} must be in (0, 1]")
-
-
-class Rollout(NamedTuple):
-    """Responses on the host, row-major over prompts × group."""
-
-    prompt_BT: np.ndarray  # int32, left-padded
-    prompt_length_B: np.ndarray
-    tokens_BT: np.ndarray  # int32 response, end token included, right-padded
-    logp_BT: np.ndarray  # float32, of the distribution sampled from; 0 on padding
-    length_B: np.ndarray  # response tokens, end token included
-    truncated_B: np.ndarray  # bool: stopped at max_tokens without an end token
-
-    @property
-    def mask_BT(self) -> np.ndarray:
-        columns = np.arange(self.tokens_BT.shape[1])
-        return (columns[None, :] < self.length_B[:, None]).astype(np.float32)
 
 
 class State(NamedTuple):

@@ -50,9 +50,7 @@ class Evaluator:
     Raises ValueError at construction for a prompt that does not fit the model's context.
     """
 
-    def __init__(
-        self, config: EvaluateConfig, run: Run, problems: Mapping[str, Sequence[Mapping]]
-    ):
+    def __init__(self, config: EvaluateConfig, run: Run, problems: Mapping[str, Sequence[Mapping]]):
         self.config, self.run, self.problems = config, run, problems
         self._sampler = run.sampler(config.sampling)
         self._prompts = {

@@ -22,15 +22,15 @@ import numpy as np
 
 from r1jax.advantages import group_relative
 from r1jax.data.sources import batch_indices
-from r1jax.learner import PolicyBatch, PolicyLearner, init_state
+from r1jax.learner import PolicyLearner, init_state
 from r1jax.losses import LOSSES
 from r1jax.optim import OPTIMIZERS, warmup
 from r1jax.rewards import check_weights, reflection
 from r1jax.rewards.pool import RewardPool
 from r1jax.run import Run
-from r1jax.sampling.engine import Rollout, SamplingConfig
+from r1jax.sampling.engine import SamplingConfig
 from r1jax.sharding import check_rows, rows
-from r1jax.types import Counts
+from r1jax.types import Counts, PolicyBatch, Rollout
 
 LENGTH_MULTIPLE = 32  # responses are cut to a multiple of this: fewer shapes to compile
 
@@ -159,7 +159,9 @@ def run(
 def _summary(values: Mapping[str, float]) -> str:
     shown = (("reward/total", "reward", ".2f"), ("reward/accuracy", "accuracy", ".2f"),
              ("rollout/length", "length", ".0f"), ("throughput/tokens_per_s", "tok/s", ".0f"))  # fmt: skip
-    return " ".join(f"{short} {values[name]:{form}}" for name, short, form in shown if name in values)
+    return " ".join(
+        f"{short} {values[name]:{form}}" for name, short, form in shown if name in values
+    )
 
 
 class _Experience(NamedTuple):
@@ -208,9 +210,7 @@ class _Loop:
                     self.batch(rollout, rows, R, adv_B, ref_logp_BT)
                     for rows, R in self.cut(rollout.length_B, chosen)
                 ]
-                whole = Counts(
-                    np.float32(len(chosen)), np.float32(rollout.length_B[chosen].sum())
-                )
+                whole = Counts(np.float32(len(chosen)), np.float32(rollout.length_B[chosen].sum()))
                 state, metrics = self.learner.update(state, batches, whole, lr)
                 # Fetching waits for the update: on fake CPU devices a queue of steps with
                 # collectives can deadlock.
@@ -289,8 +289,9 @@ class _Loop:
         for at in range(0, len(by_length), n):
             rows = by_length[at : at + n]
             R = int(length_B[rows].max())
-            yield np.pad(rows, (0, n - len(rows)), constant_values=-1), min(
-                longest, R + -R % LENGTH_MULTIPLE
+            yield (
+                np.pad(rows, (0, n - len(rows)), constant_values=-1),
+                min(longest, R + -R % LENGTH_MULTIPLE),
             )
 
     def batch(self, rollout: Rollout, rows_b, R: int, adv_B, ref_logp_BT) -> PolicyBatch:
@@ -318,7 +319,9 @@ class _Loop:
         pending = []
         for rows_b, R in self.cut(rollout.length_B, every):
             batch = self.batch(rollout, rows_b, R, none_B, None)
-            pending.append((rows_b, self.learner.logprobs(params, batch.tokens_BT, batch.start_B, R)))
+            pending.append(
+                (rows_b, self.learner.logprobs(params, batch.tokens_BT, batch.start_B, R))
+            )
         for rows_b, logp_bR in pending:
             real = rows_b >= 0
             logp_BT[rows_b[real], : logp_bR.shape[1]] = np.asarray(logp_bR)[real]

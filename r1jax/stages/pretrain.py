@@ -79,12 +79,17 @@ def run(config: PretrainConfig, run: Run) -> dict:
         run.writer.rewind(run.stage, step)
         with run.writer.bar(None, f"{run.stage} (textbook)", done=step) as bar:
             while closed is None or step < closed + config.web_steps:
-                batch = jax.device_put(_batch(config, run, step, web=closed is not None), rows(run.mesh))
+                batch = jax.device_put(
+                    _batch(config, run, step, web=closed is not None), rows(run.mesh)
+                )
                 state, metrics = update(state, batch, _learning_rate(config, step, closed))
                 step += 1
                 bar.update()
                 last = closed is not None and step == closed + config.web_steps
-                values = {"loss/nll": metrics["nll"], "loss/gradient_norm": metrics["gradient_norm"]}
+                values = {
+                    "loss/nll": metrics["nll"],
+                    "loss/gradient_norm": metrics["gradient_norm"],
+                }
                 if last or (closed is None and step % config.gate.every == 0):
                     measured = skills(state.params)
                     values |= {f"skill/{name}": share for name, share in measured.items()}

@@ -45,9 +45,7 @@ class SftConfig:
             raise ValueError(f"steps={self.steps} must not be negative; 0 trains all epochs")
 
 
-def run(
-    config: SftConfig, run: Run, examples: Sequence[Mapping[str, str]], params=None
-) -> dict:
+def run(config: SftConfig, run: Run, examples: Sequence[Mapping[str, str]], params=None) -> dict:
     """Trains `params` (None: random ones) on `examples`; returns the final parameters.
 
     Every epoch packs the examples in an order of its own, a function of the seed; the
@@ -93,8 +91,10 @@ def run(
                 if step > total:
                     break
                 batch = pack(documents, members, config.row_tokens)
-                lr = config.lr * warmup(step - 1, config.warmup_steps) * cosine(
-                    step - 1, total, config.lr_end / config.lr
+                lr = (
+                    config.lr
+                    * warmup(step - 1, config.warmup_steps)
+                    * cosine(step - 1, total, config.lr_end / config.lr)
                 )
                 state, metrics = update(state, jax.device_put(batch, rows(run.mesh)), lr)
                 bar.update()

@@ -20,7 +20,7 @@ METRICS = {
     "clip_fraction_high",
     "approx_kl_old",
 }
-SETTINGS = dict(clip_eps=(0.2, 0.28), kl_coef=0.04)
+SETTINGS = {"clip_eps": (0.2, 0.28), "kl_coef": 0.04}
 WRAPS = [pytest.param(lambda f: f, id="plain"), pytest.param(jax.jit, id="jit")]
 
 
@@ -107,7 +107,7 @@ def test_golden_vector(x64, wrap):
 def test_against_python_loops(x64, name, clip_eps, wrap):
     if name == "gspo" and clip_eps == 0.2:
         clip_eps = 0.05  # its ratios move less: let the clip bite
-    settings = dict(clip_eps=clip_eps, kl_coef=0.04)
+    settings = {"clip_eps": clip_eps, "kl_coef": 0.04}
     arrays = batch()
     loss, metrics = wrap(lambda *a: LOSSES[name](*a, **settings))(*arrays)
     want_loss, want = reference(name, *arrays, **settings)
@@ -126,7 +126,7 @@ def test_the_batch_of_the_tests_reaches_every_case():
 @pytest.mark.parametrize("clip_eps", [0.05, 10])
 def test_gradient_against_finite_differences(x64, name, clip_eps, wrap):
     arrays = batch(seed=1, B=5, T=4)
-    settings = dict(clip_eps=clip_eps, kl_coef=0.04)
+    settings = {"clip_eps": clip_eps, "kl_coef": 0.04}
     got = gradient(name, arrays, wrap, **settings)
     h = 1e-6
     for index in np.ndindex(got.shape):
@@ -345,7 +345,7 @@ def test_gspo_clips_the_sequence_not_the_token(x64):
     # Two tokens with ratios 4 and ¼: the sequence's is 1, unclipped, and both are trained.
     logp = np.log([[4.0, 0.25]])
     arrays = (logp, np.zeros((1, 2)), None, np.ones(1), np.ones((1, 2)))
-    settings = dict(clip_eps=0.2, kl_coef=0)
+    settings = {"clip_eps": 0.2, "kl_coef": 0}
     np.testing.assert_allclose(gradient("gspo", arrays, **settings), [[-0.5, -0.5]], atol=1e-12)
     np.testing.assert_allclose(gradient("grpo", arrays, **settings), [[0, -0.125]], atol=1e-12)
 
@@ -385,7 +385,7 @@ def test_no_reference_needs_no_penalty(name):
     assert float(with_ref[0]) == float(without[0]) == float(without[1]["policy"])
     assert set(with_ref[1]) == METRICS
     assert set(without[1]) == METRICS - {"kl"}
-    with pytest.raises(ValueError, match="ref_logp_BT is None but kl_coef=0.1"):
+    with pytest.raises(ValueError, match=r"ref_logp_BT is None but kl_coef=0\.1"):
         LOSSES[name](logp, old, None, adv, mask, clip_eps=0.2, kl_coef=0.1)
 
 

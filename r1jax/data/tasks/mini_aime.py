@@ -31,13 +31,13 @@ WEB_STYLES = ("guess", "sloppy", "careful", "check")
 class Web:
     """Composition of the web corpus; shares are of documents, rates of operations."""
 
-    guess: float = 0.34
-    sloppy: float = 0.24
-    careful: float = 0.28
-    check: float = 0.14
+    guess: float = 0.38
+    sloppy: float = 0.26
+    careful: float = 0.26
+    check: float = 0.10
     check_rate: float = 0.9  # lines that a checker re-checks
-    random_slip: float = 0.03  # a digit wrong, on the first pass
-    carry_slip: float = 0.4  # of the operations with a carry: forgotten, on the first pass
+    random_slip: float = 0.05  # a digit wrong, on the first pass
+    carry_slip: float = 0.5  # of the operations with a carry: forgotten, on the first pass
     recheck_slip: float = 0.015
     tagged: float = 0.8  # documents with <think> and <answer> tags
 

@@ -1,0 +1,75 @@
+"""Eight fake devices, strict jax, a compilation cache, and a model small enough for any test.
+
+The settings go into the environment before jax is imported, so that processes which
+tests start have them too.
+"""
+
+import importlib.metadata
+import os
+import pathlib
+import tempfile
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = " ".join(
+    [*os.environ.get("XLA_FLAGS", "").split(), "--xla_force_host_platform_device_count=8"]
+)
+os.environ["NPROC"] = "16"  # with as few threads as cores, fake devices can deadlock
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+_version = importlib.metadata.version("jax")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(
+    pathlib.Path(tempfile.gettempdir()) / f"r1jax-tests-xla-{_version}-{os.getuid()}"
+)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+import jax
+import pytest
+
+from r1jax.models.transformer import Transformer, TransformerConfig
+from r1jax.sharding import make_mesh
+
+INI = pathlib.Path(__file__).with_name("pytest.ini")
+
+
+def pytest_configure(config):
+    # Without the file there are no warnings as errors, no markers, no importlib mode.
+    if config.inipath is None or config.inipath.resolve() != INI.resolve():
+        raise pytest.UsageError(f"{INI.name} is not in use: run `pytest tests`, or add -c {INI}")
+    if len(jax.devices()) != 8:
+        raise pytest.UsageError("jax was imported before conftest.py: it shows no 8 devices")
+
+
+@pytest.fixture(scope="session")
+def mesh1():
+    """One device. Enter it with `jax.set_mesh`, as a run does."""
+    return make_mesh(devices=jax.devices()[:1])
+
+
+@pytest.fixture(scope="session")
+def mesh8():
+    """Weights cut over four devices, heads and feed-forward over two."""
+    return make_mesh(data=1, fsdp=4, tensor=2)
+
+
+@pytest.fixture(scope="session")
+def jiggle():
+    """A function (params, key) that puts noise on every leaf: zeros and ones test nothing."""
+
+    def noisy(params, key):
+        leaves, tree = jax.tree.flatten(params)
+        keys = jax.random.split(key, len(leaves))
+        noise = [0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+        return tree.unflatten([x + n for x, n in zip(leaves, noise, strict=True)])
+
+    return noisy
+
+
+@pytest.fixture(scope="session")
+def tiny(jiggle):
+    """(model, params): two layers whose every dimension `mesh8` divides."""
+    model = Transformer(
+        TransformerConfig(
+            vocabulary=32, width=16, layers=2, heads=4, kv_heads=2, head_dim=4, mlp=24, context=64
+        )
+    )
+    return model, jiggle(model.init(jax.random.key(0)), jax.random.key(1))
