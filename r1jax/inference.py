@@ -86,7 +86,7 @@ def _room(run: Run, questions: Sequence[str]) -> int:
     context, longest = run.model.config.context, max(len(run.prompt(q)) for q in questions)
     if longest >= context:
         raise ValueError(
-            f"a prompt has {longest} tokens, which leaves no room in the model's context of {context}"
+            f"a prompt has {longest} tokens; the model's context of {context} has no room left"
         )
     return context - longest
 

@@ -125,8 +125,8 @@ def _stage(plain: Mapping, name: str, earlier: Sequence[str]) -> Stage:
         raise ConfigError(config.unknown(f"config.{name}.kind={kind!r}", kind, list(KINDS)))
     if init and init not in earlier and not Path(init).is_dir():
         raise ConfigError(
-            f"config.{name}.init={init!r} is neither an earlier stage ({', '.join(earlier) or 'none'}) "
-            "nor a checkpoint folder"
+            f"config.{name}.init={init!r} is neither an earlier stage "
+            f"({', '.join(earlier) or 'none'}) nor a checkpoint folder"
         )
     if kind == "grpo" and not init:
         raise ConfigError(

@@ -55,7 +55,7 @@ class Writer:
 
     def _line(self, name: str, row: dict) -> None:
         if name not in self._files:
-            self._files[name] = open(self.workdir / name, "a", encoding="utf-8")
+            self._files[name] = (self.workdir / name).open("a", encoding="utf-8")
         self._files[name].write(json.dumps(row, ensure_ascii=False) + "\n")
         self._files[name].flush()
 

@@ -176,7 +176,7 @@ def _jsonl_rows(name: str, file: Traversable) -> Iterator[Row]:
                     f"{where}: not JSON ({error}); write one object a line, in UTF-8"
                 ) from error
             if not isinstance(fields, dict):
-                raise ValueError(  # noqa: TRY004 - a fault of the data, like the others
+                raise ValueError(
                     f"{where}: not an object but {_kind(fields)}; "
                     'write {"question": …, "answer": …} on each line'
                 )
@@ -253,9 +253,7 @@ def _text(where: str, fields: Mapping[str, Any], name: str, *, integer: bool = F
         return str(value)
     if not isinstance(value, str):
         wanted = "a string or an integer" if integer else "a string"
-        raise ValueError(  # noqa: TRY004 - a fault of the data, like the others
-            f"{where}: field {name!r} is {_kind(value)}; write it as {wanted}"
-        )
+        raise ValueError(f"{where}: field {name!r} is {_kind(value)}; write it as {wanted}")
     if not value.strip():
         raise ValueError(f"{where}: field {name!r} is empty; fill it in or delete the row")
     if any("\ud800" <= char <= "\udfff" for char in value):  # JSON can spell half a character

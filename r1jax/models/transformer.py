@@ -147,7 +147,7 @@ class Transformer:
             mask &= slot_s[None, None, None, :] >= cache.start_B[:, None, None, None]
 
         rope = rope_angles(positions_BT, c.head_dim, c.rope_theta)
-        # Gathering rows of a table cut over the vocabulary would rematerialise it: collect it first.
+        # Collect the table first: gathering from one cut over the vocabulary rematerialises it.
         embed = constrain(params["embed"], None, None)
         x = constrain(embed[tokens_BT].astype(c.dtype), BATCH, None, None)
         if cache is None:

@@ -96,7 +96,7 @@ def score(problem: Problem, response: Response, weights: Mapping[str, float]) ->
     for name in weights:
         try:
             value = float(REWARDS[name](problem, response))
-        except Exception:  # noqa: BLE001 - any fault of a reward is confined to this response
+        except Exception:
             value = float("nan")
         if not isfinite(value):
             value, errors = 0.0, 1.0

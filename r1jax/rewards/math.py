@@ -51,9 +51,7 @@ def grade(gold: str, response: str) -> bool:
 def check_gold(gold: str) -> None:
     """Raises ValueError, naming the gold, unless `grade` can read it. For loaders."""
     if not isinstance(gold, str):
-        raise ValueError(  # noqa: TRY004 - a fault of the data, like the other
-            f"answer {gold!r} is not a string; write it as {str(gold)!r}"
-        )
+        raise ValueError(f"answer {gold!r} is not a string; write it as {str(gold)!r}")
     if number(gold) is None:
         shown = gold if len(gold) <= 60 else gold[:57] + "..."
         raise ValueError(

@@ -199,7 +199,7 @@ class Sampler:
         )  # fmt: skip
         key_P = jax.vmap(partial(jax.random.fold_in, key))(ids_P)
         key_PG = jax.vmap(lambda k: jax.vmap(partial(jax.random.fold_in, k))(jnp.arange(G)))(key_P)
-        key_B = key_PG.reshape((P * G,) + key_PG.shape[2:])
+        key_B = key_PG.reshape((P * G, *key_PG.shape[2:]))
         done_B = jnp.arange(P * G) >= real * G
         return State(cache, rows_of(logits_PV), key_B, done_B, jnp.int32(0))
 

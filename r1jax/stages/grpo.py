@@ -11,7 +11,7 @@ update scores at, without top-p, and agrees with the update's forward pass to ro
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -27,12 +27,11 @@ from r1jax.losses import LOSSES
 from r1jax.optim import OPTIMIZERS, warmup
 from r1jax.rewards import check_weights, reflection
 from r1jax.rewards.pool import RewardPool
+from r1jax.rollouts import cut, join, policy_batch
 from r1jax.run import Run
 from r1jax.sampling.engine import SamplingConfig
 from r1jax.sharding import check_rows, rows
 from r1jax.types import Counts, PolicyBatch, Rollout
-
-LENGTH_MULTIPLE = 32  # responses are cut to a multiple of this: fewer shapes to compile
 
 
 @dataclass(frozen=True)
@@ -142,9 +141,9 @@ def run(
             while step < config.steps:
                 state, position, values = loop.step(state, reference, step, position, pool)
                 step += 1
-                if reference is not None and config.reference_every:
-                    if step % config.reference_every == 0:
-                        reference = jax.tree.map(jnp.copy, state.params)
+                refresh = config.reference_every and step % config.reference_every == 0
+                if reference is not None and refresh:
+                    reference = jax.tree.map(jnp.copy, state.params)
                 last = step == config.steps
                 if evaluate and (last or (evaluate_every and step % evaluate_every == 0)):
                     values |= evaluate(state.params, step)
@@ -157,8 +156,12 @@ def run(
 
 
 def _summary(values: Mapping[str, float]) -> str:
-    shown = (("reward/total", "reward", ".2f"), ("reward/accuracy", "accuracy", ".2f"),
-             ("rollout/length", "length", ".0f"), ("throughput/tokens_per_s", "tok/s", ".0f"))  # fmt: skip
+    shown = (
+        ("reward/total", "reward", ".2f"),
+        ("reward/accuracy", "accuracy", ".2f"),
+        ("rollout/length", "length", ".0f"),
+        ("throughput/tokens_per_s", "tok/s", ".0f"),
+    )
     return " ".join(
         f"{short} {values[name]:{form}}" for name, short, form in shown if name in values
     )
@@ -206,10 +209,7 @@ class _Loop:
         for _ in range(config.epochs):
             for groups in np.split(rng.permutation(len(rows_PG)), config.minibatches):
                 chosen = rows_PG[groups].ravel()
-                batches = [
-                    self.batch(rollout, rows, R, adv_B, ref_logp_BT)
-                    for rows, R in self.cut(rollout.length_B, chosen)
-                ]
+                batches = list(self.micro_batches(rollout, chosen, adv_B, ref_logp_BT))
                 whole = Counts(np.float32(len(chosen)), np.float32(rollout.length_B[chosen].sum()))
                 state, metrics = self.learner.update(state, batches, whole, lr)
                 # Fetching waits for the update: on fake CPU devices a queue of steps with
@@ -282,57 +282,23 @@ class _Loop:
         }
         return rollout, adv_B, values
 
-    def cut(self, length_B: np.ndarray, rows_b: np.ndarray):
-        """Micro-batches of rows alike in length: (rows, padded with -1; response columns)."""
-        n, longest = self.config.micro_rows, self.config.max_tokens
-        by_length = rows_b[np.argsort(-length_B[rows_b], kind="stable")]
-        for at in range(0, len(by_length), n):
-            rows = by_length[at : at + n]
-            R = int(length_B[rows].max())
-            yield (
-                np.pad(rows, (0, n - len(rows)), constant_values=-1),
-                min(longest, R + -R % LENGTH_MULTIPLE),
-            )
-
-    def batch(self, rollout: Rollout, rows_b, R: int, adv_B, ref_logp_BT) -> PolicyBatch:
-        """One micro-batch on the mesh; rows -1 are padding, without mask or advantage."""
-        real = (rows_b >= 0).astype(np.float32)
-        width = rollout.prompt_BT.shape[1]
-        tokens = np.concatenate([rollout.prompt_BT[rows_b], rollout.tokens_BT[rows_b, :R]], axis=1)
-        columns = np.arange(R)
-        mask = (columns[None, :] < rollout.length_B[rows_b][:, None]) * real[:, None]
-        batch = PolicyBatch(
-            tokens_BT=tokens,
-            start_B=(width - rollout.prompt_length_B[rows_b]).astype(np.int32),
-            old_logp_BR=rollout.logp_BT[rows_b, :R],
-            ref_logp_BR=None if ref_logp_BT is None else ref_logp_BT[rows_b, :R],
-            adv_B=adv_B[rows_b] * real,
-            mask_BR=mask.astype(np.float32),
-        )
-        return jax.device_put(batch, rows(self.run.mesh))
+    def micro_batches(self, rollout: Rollout, rows_b, adv_B, ref_logp_BT) -> Iterator[PolicyBatch]:
+        """Rows of the rollout as micro-batches on the mesh."""
+        for micro_b, R in cut(rollout, rows_b, self.config.micro_rows):
+            batch = policy_batch(rollout, micro_b, R, adv_B, ref_logp_BT)
+            yield jax.device_put(batch, rows(self.run.mesh))
 
     def logprobs(self, params, rollout: Rollout) -> np.ndarray:
         """Log-probabilities of the rollout's responses under `params`, 0 on padding."""
         logp_BT = np.zeros_like(rollout.logp_BT)
-        every = np.arange(len(rollout.length_B))
-        none_B = np.zeros(len(every), np.float32)
-        pending = []
-        for rows_b, R in self.cut(rollout.length_B, every):
-            batch = self.batch(rollout, rows_b, R, none_B, None)
-            pending.append(
-                (rows_b, self.learner.logprobs(params, batch.tokens_BT, batch.start_B, R))
-            )
-        for rows_b, logp_bR in pending:
-            real = rows_b >= 0
-            logp_BT[rows_b[real], : logp_bR.shape[1]] = np.asarray(logp_bR)[real]
+        every_B = np.arange(len(rollout.length_B))
+        none_B = np.zeros(len(every_B), np.float32)
+        pending = [
+            self.learner.logprobs(params, b.tokens_BT, b.start_B, b.mask_BR.shape[1])
+            for b in self.micro_batches(rollout, every_B, none_B, None)
+        ]
+        micro = cut(rollout, every_B, self.config.micro_rows)
+        for (micro_b, R), logp_bR in zip(micro, pending, strict=True):
+            real = micro_b >= 0
+            logp_BT[micro_b[real], :R] = np.asarray(logp_bR)[real]
         return logp_BT * rollout.mask_BT
-
-
-def join(rollouts: Sequence[Rollout]) -> Rollout:
-    """Rollouts as one; prompts are left-padded to the widest."""
-    width = max(r.prompt_BT.shape[1] for r in rollouts)
-    padded = [
-        r._replace(prompt_BT=np.pad(r.prompt_BT, ((0, 0), (width - r.prompt_BT.shape[1], 0))))
-        for r in rollouts
-    ]
-    return Rollout(*(np.concatenate(x) for x in zip(*padded, strict=True)))

@@ -1,7 +1,8 @@
 """mini-AIME: integer answers 0 to 999, as at AIME, from chains of additions modulo 1000.
 
 A problem starts at 0 … 999 and adds or subtracts 3 to 6 different one-digit numbers (so
-that a term can be found again by its digit). Numbers in derivations have three digits. The text a base model learns from comes in two corpora:
+that a term can be found again by its digit). Numbers in derivations have three digits. The
+text that a base model learns from comes in two corpora:
 
 - *textbook*: one operation a line, some lines followed by a re-check. A wrong line
   occurs only before its re-check, which mends it; so the reader learns that checking
