@@ -5,9 +5,11 @@ work starts. A misspelt key fails with the nearest known one, a value of the wro
 out of range with its full name.
 """
 
+import ast
 import dataclasses
 import difflib
 import hashlib
+import importlib.util
 import json
 import sys
 import types
@@ -15,8 +17,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 
 class ConfigError(ValueError):
@@ -26,56 +27,62 @@ class ConfigError(ValueError):
 def load(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """The config of `FILE.py:variant`, with overrides such as `--config.grpo.lr=1e-4`.
 
-    Raises ConfigError for a missing file, an unknown variant or key, or an unreadable value.
+    An override may also set what the experiment leaves at its default; `pipeline.parse`
+    refuses keys that nothing reads, and values of the wrong type.
+    Raises ConfigError for a missing file, an unknown variant, or an unreadable override.
     """
-    file = path.partition(".py")[0] + ".py"
+    file, _, variant = path.partition(":")
     if not Path(file).is_file():
         raise ConfigError(f"--config: there is no file {file}")
     # Experiments import what they share as `experiments.common`, wherever they are run from.
     if (root := str(Path(file).resolve().parent.parent)) not in sys.path:
         sys.path.insert(0, root)
+    spec = importlib.util.spec_from_file_location(f"r1jax_config_{Path(file).stem}", file)
+    if spec is None:
+        raise ConfigError(f"--config: {file} is not a Python file (.py)")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ConfigError(f"--config: {file} defines no get_config(variant)")
     try:
-        return _parse(path, overrides)
-    except (AttributeError, KeyError) as error:
-        known = _keys(_parse(path))
-        raise ConfigError(_unknown_override(overrides, known) or str(error)) from error
-    except flags.UnrecognizedFlagError as error:
-        raise ConfigError(f"{error}; overrides look like --config.grpo.lr=1e-4") from error
-    except (flags.Error, TypeError, ValueError) as error:
-        raise ConfigError(f"--config={path} {' '.join(overrides)}: {error}") from error
+        config = module.get_config(variant) if variant else module.get_config()
+    except ValueError as error:
+        raise ConfigError(f"--config={path}: {error}") from error
+    words = list(overrides)
+    while words:
+        name, given, text = words.pop(0).partition("=")
+        if not name.startswith("--config."):
+            raise ConfigError(f"{name} is unknown; overrides look like --config.grpo.lr=1e-4")
+        if not given:
+            if not words or words[0].startswith("--"):
+                raise ConfigError(f"{name} has no value; write {name}=…")
+            text = words.pop(0)
+        _override(config, name.removeprefix("--"), text)
+    return config
 
 
-def _parse(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
-    argv = ["r1jax", f"--config={path}", *overrides]
-    values = flags.FlagValues()
-    # The overrides that it defines flags for are those of sys_argv, not of the call below.
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-    if stray := values(argv)[1:]:
-        raise flags.UnrecognizedFlagError(stray[0])
-    return values["config"].value
-
-
-def _keys(config: ConfigDict, prefix: str = "") -> list[str]:
-    found = []
-    for key in config:
-        name = f"{prefix}{key}"
-        found.append(name)
-        if isinstance(config[key], ConfigDict):
-            found += _keys(config[key], f"{name}.")
-    return found
-
-
-def _unknown_override(overrides: Sequence[str], known: list[str]) -> str | None:
-    for override in overrides:
-        name = override.lstrip("-").partition("=")[0].removeprefix("config.")
-        if name not in known:
-            return unknown(f"config.{name}", name, known)
-    return None
+def _override(config: ConfigDict, name: str, text: str) -> None:
+    """Sets `config.a.b` (the name, with that prefix) to what `text` says."""
+    *sections, key = name.split(".")[1:]
+    for depth, section in enumerate(sections, start=2):
+        if section not in config:
+            config[section] = ConfigDict()
+        config = config[section]
+        if not isinstance(config, ConfigDict):
+            raise ConfigError(f"--{name}: {'.'.join(name.split('.')[:depth])} is no section")
+    value = text
+    if not (key in config and config.get_type(key) is str):
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):  # a text needs no quotes
+            value = {"true": True, "false": False}.get(text.lower(), text)
+    with config.ignore_type():  # ConfigDict would refuse a pair for a number; `build` knows types
+        config[key] = value
 
 
 def unknown(what: str, name: str, known: Sequence[str]) -> str:
     """`what` is unknown; did you mean …?"""
-    close = difflib.get_close_matches(name, known, n=1)
+    close = difflib.get_close_matches(str(name), known, n=1)
     return f"{what} is unknown; " + (
         f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
     )
@@ -87,6 +94,7 @@ def build(cls, section: Mapping, where: str):
     Raises ConfigError for unknown keys, missing values, wrong types, and for what `cls` itself
     refuses, all named by their place in the config.
     """
+    check_section(section, where)
     fields = {f.name: f for f in dataclasses.fields(cls)}
     hints, values = typing.get_type_hints(cls), {}
     for key, value in section.items():
@@ -103,6 +111,11 @@ def build(cls, section: Mapping, where: str):
         raise ConfigError(f"{where}: {error}") from error
 
 
+def check_section(value, where: str) -> None:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where}={value!r} is a {type(value).__name__}, not a section")
+
+
 def _value(hint, value, where: str):
     if dataclasses.is_dataclass(hint):
         return build(hint, value, where)
@@ -112,7 +125,7 @@ def _value(hint, value, where: str):
     for option in allowed:
         origin = typing.get_origin(option) or option
         if origin is tuple and isinstance(value, tuple | list):
-            return tuple(value)
+            return _tuple(typing.get_args(option), value, where)
         if origin is float and isinstance(value, int | float) and not isinstance(value, bool):
             return float(value)
         if origin in (int, str, bool) and type(value) is origin:
@@ -123,6 +136,15 @@ def _value(hint, value, where: str):
             return None
     wanted = " or ".join(getattr(o, "__name__", str(o)) for o in allowed)
     raise ConfigError(f"{where}={value!r} is a {type(value).__name__}, not {wanted}")
+
+
+def _tuple(kinds, values: Sequence, where: str) -> tuple:
+    if kinds[-1] is ...:
+        kinds = kinds[:1] * len(values)
+    if len(kinds) != len(values):
+        raise ConfigError(f"{where}={tuple(values)!r} has {len(values)} values, not {len(kinds)}")
+    pairs = zip(kinds, values, strict=True)
+    return tuple(_value(kind, v, f"{where}[{i}]") for i, (kind, v) in enumerate(pairs))
 
 
 def plain(config: ConfigDict) -> dict:

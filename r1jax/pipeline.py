@@ -85,8 +85,14 @@ class Experiment:
 def parse(plain: Mapping) -> Experiment:
     """Checks a plain config as far as that needs no file; raises ConfigError."""
     plain = dict(plain)
-    names = tuple(plain.get("stages", ()))
+    names = plain.get("stages", ())
+    if not isinstance(names, list | tuple):
+        raise ConfigError(f"config.stages={names!r} is no tuple; write ({names!r},)")
     known = {"seed", "template", "mesh", "tokenizer", "model", "stages", "evaluate", "data", *names}
+    # A stage that `stages` leaves out may stay defined.
+    known |= {
+        name for name, value in plain.items() if isinstance(value, Mapping) and "kind" in value
+    }
     for key in plain:
         if key not in known:
             raise ConfigError(config.unknown(f"config.{key}", key, sorted(known)))
@@ -101,6 +107,7 @@ def parse(plain: Mapping) -> Experiment:
     if type(seed) is not int or seed < 0:
         raise ConfigError(f"config.seed={seed!r} must be an integer >= 0")
     model = plain.get("model", {})
+    config.check_section(model, "config.model")
     config.build(TransformerConfig, {"vocabulary": 1, **model}, "config.model")
     evaluation = plain.get("evaluate")
     return Experiment(
@@ -119,6 +126,7 @@ def parse(plain: Mapping) -> Experiment:
 def _stage(plain: Mapping, name: str, earlier: Sequence[str]) -> Stage:
     if name not in plain:
         raise ConfigError(f"config.stages names {name!r}, but there is no config.{name}")
+    config.check_section(plain[name], f"config.{name}")
     section = dict(plain[name])
     kind, init = section.pop("kind", name), section.pop("init", "")
     if kind not in KINDS:

@@ -55,10 +55,11 @@ def _summary(path: Path) -> list[str]:
 
 
 def _claim(workdir: Path, plain: dict) -> None:
-    """Makes the workdir this config's; refuses one made with another."""
+    """Makes the workdir this config's; refuses one in which something was made with another."""
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / "config.json"
-    if not path.exists():
+    made = ("tokenizer.model", "metrics.jsonl", "checkpoints")
+    if not path.exists() or not any((workdir / name).exists() for name in made):
         temporary = path.with_suffix(".tmp")
         temporary.write_text(json.dumps(plain, indent=2) + "\n")
         os.replace(temporary, path)

@@ -69,7 +69,9 @@ class Writer:
                 continue
             kept = [r for r in read_lines(path) if r["stage"] != stage or r["step"] <= step]
             temporary = path.with_suffix(".tmp")
-            temporary.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept))
+            temporary.write_text(
+                "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept), encoding="utf-8"
+            )
             os.replace(temporary, path)
 
     def bar(
@@ -86,7 +88,8 @@ class Writer:
 def read_lines(path: str | Path) -> list[dict]:
     """Rows of a JSON-lines file; a torn last line (a killed run's) is left out."""
     rows = []
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
+    # Not splitlines(): that also splits at U+2028 and its like, which a model may write.
+    for line in Path(path).read_text(encoding="utf-8").split("\n")[:-1]:
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:

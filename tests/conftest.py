@@ -15,9 +15,9 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 os.environ["NPROC"] = "16"  # with as few threads as cores, fake devices can deadlock
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
-_version = importlib.metadata.version("jax")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(
-    pathlib.Path(tempfile.gettempdir()) / f"r1jax-tests-xla-{_version}-{os.getuid()}"
+    pathlib.Path(tempfile.gettempdir())
+    / f"r1jax-tests-xla-{importlib.metadata.version('jax')}-{os.getuid()}"
 )
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"

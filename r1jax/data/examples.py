@@ -20,7 +20,10 @@ def load_examples(path: str, *, limit: int | None = None) -> list[Example]:
     if not Path(path).is_file():
         raise ValueError(f"{path}: no such file; give the path of a .jsonl file of examples")
     examples = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+    # Not splitlines(): that also splits at U+2028 and its like, which JSON strings may hold.
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), start=1):
+        if not line.strip():
+            continue
         if limit is not None and len(examples) == limit:
             break
         where = f"{path}:{number}"

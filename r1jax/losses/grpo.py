@@ -233,7 +233,7 @@ def _row_mean_weight(x: _Inputs) -> Array:
 
 def _weigh(x: _Inputs, log_ratio_BT, weight_BT, clip_eps, kl_coef) -> LossAndMetrics:
     """Sum surrogate and penalty over tokens; `weight_BT` says what mean that is."""
-    low, high = _clip_range(clip_eps)
+    low, high = clip_range(clip_eps)
     objective_BT, clipped_low_BT, clipped_high_BT = _surrogate(log_ratio_BT, x.adv_BT, low, high)
 
     def weighted(x_BT):
@@ -278,7 +278,7 @@ def _surrogate(log_ratio, adv, low: float, high: float) -> tuple[Array, Array, A
     return ratio * adv, clipped_low, clipped_high
 
 
-def _clip_range(clip_eps: Clip) -> tuple[float, float]:
+def clip_range(clip_eps: Clip) -> tuple[float, float]:
     """(low, high) of a number or a pair of them."""
     pair = tuple(clip_eps) if isinstance(clip_eps, tuple | list) else (clip_eps, clip_eps)
     if len(pair) != 2 or not all(eps >= 0 for eps in pair):

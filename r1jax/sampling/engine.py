@@ -149,12 +149,12 @@ class Sampler:
         finished_B = np.zeros(B, bool)
         owner_b = np.arange(P * G)  # which row a slot of the device batch holds; B or more: none
         owner_b[B:] = B
-        floor = max(batch_axis_size(self.mesh), min(len(owner_b), c.rows // 8))
+        pieces, floor = batch_axis_size(self.mesh), min(len(owner_b), c.rows // 8)
         for at in range(0, c.max_tokens, c.chunk):
             steps = min(c.chunk, c.max_tokens - at)
             alive_b = np.flatnonzero(owner_b < B)
             size = len(owner_b)
-            while size % 2 == 0 and size // 2 >= max(len(alive_b), floor):
+            while size % (2 * pieces) == 0 and size // 2 >= max(len(alive_b), floor):
                 size //= 2
             dead_b = np.flatnonzero(owner_b == B)
             index_b = np.sort(np.concatenate([alive_b, dead_b[: size - len(alive_b)]]))

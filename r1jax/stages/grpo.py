@@ -24,6 +24,7 @@ from r1jax.advantages import group_relative
 from r1jax.data.sources import batch_indices
 from r1jax.learner import PolicyLearner, init_state
 from r1jax.losses import LOSSES
+from r1jax.losses.grpo import clip_range
 from r1jax.optim import OPTIMIZERS, warmup
 from r1jax.rewards import check_weights, reflection
 from r1jax.rewards.pool import RewardPool
@@ -85,6 +86,10 @@ class GrpoConfig:
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        for name in ("kl_coef", "lr", "warmup_steps", "reference_every", "reward_workers"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+        clip_range(self.clip_eps)  # its own checks
         if self.group_size < 2:
             raise ValueError(f"group_size={self.group_size}: a group needs 2 or more to compare")
         if self.prompts_per_rollout % self.minibatches:

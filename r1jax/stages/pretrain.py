@@ -32,6 +32,11 @@ class Gate:
     every: int = 100  # steps between measurements
     max_steps: int = 8000  # give up, with an error
 
+    def __post_init__(self):
+        for name in ("probes", "every", "max_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+
 
 @dataclass(frozen=True)
 class PretrainConfig:
@@ -55,7 +60,11 @@ class PretrainConfig:
         for name, known in (("task", TASKS), ("optimizer", OPTIMIZERS)):
             if (value := getattr(self, name)) not in known:
                 raise ValueError(f"{name}={value!r} is unknown; known: {', '.join(known)}")
-        for name in ("textbook_rows", "web_rows", "web_steps", "checkpoint_every", "log_every"):
+        if self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps={self.warmup_steps} must not be negative")
+        for name in (
+            "row_tokens", "textbook_rows", "web_rows", "web_steps", "checkpoint_every", "log_every",
+        ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
 

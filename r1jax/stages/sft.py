@@ -43,6 +43,10 @@ class SftConfig:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.steps < 0:
             raise ValueError(f"steps={self.steps} must not be negative; 0 trains all epochs")
+        if self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps={self.warmup_steps} must not be negative")
+        if not self.lr > 0:
+            raise ValueError(f"lr={self.lr} must be positive")
 
 
 def run(config: SftConfig, run: Run, examples: Sequence[Mapping[str, str]], params=None) -> dict:

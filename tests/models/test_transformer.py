@@ -1,0 +1,255 @@
+"""The decoder against one written in loops over numpy scalars and vectors, in float64."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from r1jax.models.transformer import Transformer, TransformerConfig, parameter_count
+
+SMALL = TransformerConfig(
+    vocabulary=19, width=12, layers=2, heads=4, kv_heads=2, head_dim=6, mlp=10, context=64
+)
+VARIANTS = {
+    "tied": {},
+    "untied": dict(tied=False),
+    "no_bias": dict(qkv_bias=False),
+    "multi_query": dict(kv_heads=1),
+    "no_groups": dict(kv_heads=4, head_dim=2),
+    "rope_norm": dict(rope_theta=17.0, norm_eps=0.3),
+}
+
+
+@pytest.fixture(params=VARIANTS)
+def variant(request, jiggle):
+    model = Transformer(dataclasses.replace(SMALL, **VARIANTS[request.param]))
+    return model, jiggle(model.init(jax.random.key(2)), jax.random.key(3))
+
+
+@pytest.fixture(scope="module")
+def small(jiggle):
+    model = Transformer(SMALL)
+    return model, jiggle(model.init(jax.random.key(2)), jax.random.key(3))
+
+
+def tokens(*shape, seed=0, vocabulary=SMALL.vocabulary):
+    return np.random.default_rng(seed).integers(0, vocabulary, shape).astype(np.int32)
+
+
+def close(actual, expected, tolerance=2e-5):
+    np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+# The reference: one row, one position, one head at a time.
+
+
+def rms_norm(x, scale, eps):
+    return x / math.sqrt(np.mean(x * x) + eps) * scale
+
+
+def rotated(x, position, theta):
+    h, out = len(x), np.empty(len(x))
+    for i in range(h // 2):
+        angle = position * theta ** (-2 * i / h)
+        a, b = x[i], x[i + h // 2]
+        out[i] = a * math.cos(angle) - b * math.sin(angle)
+        out[i + h // 2] = a * math.sin(angle) + b * math.cos(angle)
+    return out
+
+
+def reference_logits(config, params, row):
+    """[T, V] of one unpadded row."""
+    c, p = config, jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+    xs = [p["embed"][t] for t in row]
+    for layer in range(c.layers):
+        block = jax.tree.map(lambda x: x[layer], p["blocks"])  # noqa: B023
+        attention, mlp = block["attention"], block["mlp"]
+
+        def project(name, x, head, attention=attention):
+            columns = slice(head * c.head_dim, (head + 1) * c.head_dim)
+            y = x @ attention[name]["kernel"][:, columns]
+            return y + attention[name]["bias"][columns] if c.qkv_bias else y
+
+        normed = [rms_norm(x, block["attention_norm"]["scale"], c.norm_eps) for x in xs]
+        mixed = [np.zeros(c.heads * c.head_dim) for _ in xs]
+        for head in range(c.heads):
+            kv = head // (c.heads // c.kv_heads)
+            keys = [rotated(project("key", x, kv), t, c.rope_theta) for t, x in enumerate(normed)]
+            values = [project("value", x, kv) for x in normed]
+            for t, x in enumerate(normed):
+                query = rotated(project("query", x, head), t, c.rope_theta)
+                odds = [math.exp(query @ k / math.sqrt(c.head_dim)) for k in keys[: t + 1]]
+                mean = sum(o * v for o, v in zip(odds, values[: t + 1], strict=True)) / sum(odds)
+                mixed[t][head * c.head_dim : (head + 1) * c.head_dim] = mean
+        xs = [x + m @ attention["out"]["kernel"] for x, m in zip(xs, mixed, strict=True)]
+        for t, x in enumerate(xs):
+            y = rms_norm(x, block["mlp_norm"]["scale"], c.norm_eps)
+            gate, up = y @ mlp["gate"]["kernel"], y @ mlp["up"]["kernel"]
+            xs[t] = x + (gate / (1 + np.exp(-gate)) * up) @ mlp["down"]["kernel"]
+    table = p["embed"].T if c.tied else p["unembed"]
+    return np.stack([rms_norm(x, p["final_norm"]["scale"], c.norm_eps) @ table for x in xs])
+
+
+def test_against_loops(variant):
+    model, params = variant
+    rows = tokens(2, 7)
+    expected = np.stack([reference_logits(model.config, params, row) for row in rows])
+    assert expected.std() > 1  # logits near zero would agree with anything
+    close(model.apply(params, rows), expected)
+    close(jax.jit(model.apply)(params, rows), expected)
+
+
+def test_initial_scales():
+    # Embedding N(0, 1/D). Dense layers have variance 1/fan_in; the two that write to the
+    # residual stream 1/(fan_in · 2L), so that 2L of them add up to variance 1.
+    config = TransformerConfig(
+        vocabulary=512, width=128, layers=8, heads=8, kv_heads=4, head_dim=16, mlp=256, tied=False
+    )
+    p = Transformer(config).init(jax.random.key(0))
+    blocks = p["blocks"]
+
+    def scaled(x, variance):  # its standard error is 1/√(2n), below 0.3% here
+        return float(jnp.std(x)) / math.sqrt(variance)
+
+    assert scaled(p["embed"], 1 / 128) == pytest.approx(1, rel=0.02)
+    assert scaled(p["unembed"], 1 / 128) == pytest.approx(1, rel=0.02)
+    for name in ("query", "key", "value"):
+        kernel = blocks["attention"][name]["kernel"]
+        assert scaled(kernel, 1 / 128) == pytest.approx(1, rel=0.02)
+        assert not np.array_equal(kernel[0], kernel[1])  # layers have keys of their own
+    assert scaled(blocks["attention"]["out"]["kernel"], 1 / (128 * 16)) == pytest.approx(
+        1, rel=0.02
+    )
+    assert scaled(blocks["mlp"]["down"]["kernel"], 1 / (256 * 16)) == pytest.approx(1, rel=0.02)
+
+
+def test_later_tokens_do_not_matter(small):
+    model, params = small
+    a, b = tokens(1, 9), tokens(1, 9)
+    b[0, 5:] = (b[0, 5:] + 1) % SMALL.vocabulary
+    a, b = model.apply(params, a), model.apply(params, b)
+    np.testing.assert_array_equal(a[:, :5], b[:, :5])
+    assert np.abs(a[:, 5:] - b[:, 5:]).max(axis=-1).min() > 1e-2  # every later one does
+
+
+def test_packed_segments_equal_rows_of_their_own(small):
+    # Two rows of 12: segments of 5, 4 and 3 padding; of 3, 2 and 7.
+    model, params = small
+    lengths = [[5, 4], [3, 2, 7]]
+    rows, segments, positions = tokens(2, 12), np.zeros((2, 12), int), np.zeros((2, 12), int)
+    for r, row in enumerate(lengths):
+        at = 0
+        for s, n in enumerate(row, start=1):
+            segments[r, at : at + n], positions[r, at : at + n] = s, np.arange(n)
+            at += n
+    packed = model.apply(params, rows, positions_BT=positions, segments_BT=segments)
+    for r, row in enumerate(lengths):
+        for at, n in zip(np.cumsum([0, *row]), row, strict=False):
+            alone = model.apply(params, rows[r : r + 1, at : at + n])[0]
+            close(packed[r, at : at + n], alone)
+    assert np.isfinite(packed).all()  # padding too: it sees itself
+
+
+def test_left_padding_changes_nothing(small):
+    model, params = small
+    rows, start = tokens(3, 8), np.array([0, 3, 7])
+    columns = np.arange(8)[None, :]
+    padded = model.apply(
+        params, rows,
+        positions_BT=np.maximum(columns - start[:, None], 0),
+        segments_BT=(columns >= start[:, None]).astype(int),
+    )  # fmt: skip
+    for row, at, logits in zip(rows, start, padded, strict=True):
+        close(logits[at:], model.apply(params, row[None, at:])[0])
+
+
+@pytest.mark.parametrize("cut", [[1] * 9, [9], [4, 1, 1, 3], [5, 4]], ids=str)
+def test_cache_equals_the_whole_forward_pass(variant, cut):
+    # Three rows left-padded by 0, 2 and 4 of 9 tokens, in a cache with room to spare. The
+    # free slots hold large numbers: nothing may look at them.
+    model, params = variant
+    rows, start = tokens(3, 9), np.array([0, 2, 4], np.int32)
+    cache = model.empty_cache(jnp.asarray(start), 13)
+    cache = cache._replace(
+        k=tuple(jnp.full_like(k, 1e3) for k in cache.k),
+        v=tuple(jnp.full_like(v, 1e3) for v in cache.v),
+    )
+    step, parts = jax.jit(model.apply), []
+    for n, at in zip(cut, np.cumsum([0, *cut]), strict=False):
+        logits, cache = step(params, rows[:, at : at + n], cache=cache)
+        parts.append(logits)
+    assert int(cache.length) == 9
+    together = np.concatenate(parts, axis=1)
+    for row, at, logits in zip(rows, start, together, strict=True):
+        close(logits[at:], model.apply(params, row[None, at:])[0])
+
+
+def test_remat_has_the_same_gradients(small):
+    model, params = small
+    rows = tokens(2, 6)
+
+    def gradient(remat):
+        m = Transformer(dataclasses.replace(SMALL, remat=remat))
+
+        def loss(p):
+            return jnp.mean(jax.nn.logsumexp(m.apply(p, rows), axis=-1) ** 2)
+
+        jaxpr = jax.make_jaxpr(jax.grad(loss))(params)
+        return jax.jit(jax.grad(loss))(params), str(jaxpr).count("remat") > 0
+
+    (plain, recomputes), (remat, does) = gradient(False), gradient(True)
+    assert does and not recomputes
+    jax.tree.map(lambda a, b: close(a, b, 1e-6), remat, plain)
+
+
+@pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
+def test_parameter_count(settings):
+    c = dataclasses.replace(SMALL, **settings)
+    qkv = (c.heads + 2 * c.kv_heads) * c.head_dim
+    attention = c.width * qkv + c.heads * c.head_dim * c.width + c.qkv_bias * qkv
+    block = attention + 3 * c.width * c.mlp + 2 * c.width  # two norms
+    expected = c.vocabulary * c.width * (1 if c.tied else 2) + c.layers * block + c.width
+    assert parameter_count(Transformer(c).init(jax.random.key(0))) == expected
+
+
+def test_parameter_count_by_hand():
+    # 151 thousand, as the prototype of the miniature: 400·64 + 3 (64·128 + 128 + 64·64
+    # + 3·64·192 + 2·64) + 64 = 25,600 + 3 · 49,408 + 64
+    params = Transformer(TransformerConfig(vocabulary=400)).init(jax.random.key(0))
+    assert parameter_count(params) == 173_888
+
+
+def test_bfloat16_is_near_and_keeps_float32_where_it_matters(small):
+    model, params = small
+    half = Transformer(dataclasses.replace(SMALL, dtype="bfloat16"))
+    assert {str(x.dtype) for x in jax.tree.leaves(half.init(jax.random.key(0)))} == {"float32"}
+    rows = tokens(2, 7)
+    assert half.hidden(params, rows).dtype == jnp.bfloat16
+    logits, expected = half.apply(params, rows), model.apply(params, rows)
+    assert logits.dtype == jnp.float32
+    # bfloat16 keeps 8 bits: relative errors of 2⁻⁸ an operation, some dozen of them
+    error = np.abs(logits - expected).max() / np.abs(expected).max()
+    assert 1e-4 < error < 12 * 2**-8
+    cached, _ = half.apply(params, rows, cache=half.empty_cache(jnp.zeros(2, jnp.int32), 7))
+    assert np.abs(cached - expected).max() / np.abs(expected).max() < 12 * 2**-8
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(heads=5), "heads=5 is not divisible by kv_heads=2"),
+        (dict(head_dim=5), "head_dim=5 must be even"),
+        (dict(head_dim=0), "head_dim=0"),
+        (dict(dtype="float16"), "dtype='float16' must be 'float32' or 'bfloat16'"),
+        (dict(vocabulary=0), "vocabulary=0 must be at least 1"),
+        (dict(layers=0), "layers=0 must be at least 1"),
+        (dict(kv_heads=0), "kv_heads=0 must be at least 1"),
+        (dict(context=-1), "context=-1 must be at least 1"),
+    ],
+)
+def test_bad_configs(settings, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(SMALL, **settings)
