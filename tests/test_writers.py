@@ -1,0 +1,141 @@
+"""The files of a run: line by line, through kills and resumes."""
+
+import json
+import math
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from r1jax.writers import Writer, read_lines
+
+ROOT = Path(__file__).parents[1]
+
+
+def quiet(workdir, **settings):
+    return Writer(workdir, **{"tensorboard": False, "progress": False} | settings)
+
+
+def rows(workdir, name="metrics.jsonl"):
+    return [json.loads(line) for line in (workdir / name).read_text().splitlines()]
+
+
+def test_a_line_is_step_stage_wall_time_and_flat_metrics(tmp_path):
+    with quiet(tmp_path) as writer:
+        writer.metrics("grpo", 3, {"loss/kl": np.float32(0.5), "rollout/rounds": 2})
+    (row,) = rows(tmp_path)
+    assert list(row) == ["step", "stage", "wall_s", "loss/kl", "rollout/rounds"]
+    assert (row["step"], row["stage"], row["loss/kl"]) == (3, "grpo", 0.5)
+    assert row["rollout/rounds"] == 2 and isinstance(row["rollout/rounds"], int)
+    assert 0 <= row["wall_s"] < 60
+
+
+def test_a_line_is_there_as_soon_as_it_is_written(tmp_path):
+    with quiet(tmp_path) as writer:
+        writer.metrics("grpo", 1, {})
+        assert len(rows(tmp_path)) == 1  # flushed: a kill loses nothing
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, np.float32("nan")])
+def test_what_is_not_finite_is_null(tmp_path, value):
+    with quiet(tmp_path, tensorboard=True) as writer:
+        writer.metrics("grpo", 1, {"loss/total": value, "lr": 0.1})
+    (row,) = rows(tmp_path)
+    assert row["loss/total"] is None and row["lr"] == 0.1
+    # Strict readers take it: NaN is no JSON.
+    json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail)
+
+
+def test_samples_keep_their_text(tmp_path):
+    text = "zwei\nZeilen, 数学, \u2028, \x85 und 🙂"
+    with quiet(tmp_path) as writer:
+        writer.sample("grpo", 2, {"response": text})
+        writer.sample("grpo", 3, {"response": text})
+    assert read_lines(tmp_path / "samples.jsonl") == [
+        {"step": step, "stage": "grpo", "response": text} for step in (2, 3)
+    ]
+    assert "数学" in (tmp_path / "samples.jsonl").read_text(encoding="utf-8")
+
+
+def test_rewind_drops_what_runs_again_and_nothing_else(tmp_path):
+    with quiet(tmp_path) as writer:
+        for stage, step in [
+            ("pretrain", 1),
+            ("pretrain", 9),
+            ("grpo", 0),
+            ("grpo", 1),
+            ("grpo", 2),
+        ]:
+            writer.metrics(stage, step, {"x": step})
+            writer.sample(stage, step, {"response": "數"})
+        before = (tmp_path / "metrics.jsonl").read_text().splitlines()
+        writer.rewind("grpo", 1)
+        writer.metrics("grpo", 2, {"x": 20})  # goes on in the same file
+    kept = [("pretrain", 1), ("pretrain", 9), ("grpo", 0), ("grpo", 1)]
+    assert [(r["stage"], r["step"]) for r in rows(tmp_path, "samples.jsonl")] == kept
+    assert [(r["stage"], r["step"]) for r in rows(tmp_path)] == [*kept, ("grpo", 2)]
+    assert (tmp_path / "metrics.jsonl").read_text().splitlines()[:4] == before[:4]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["metrics.jsonl", "samples.jsonl"]
+
+
+def test_rewind_of_nothing(tmp_path):
+    with quiet(tmp_path) as writer:
+        writer.rewind("grpo", -1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_stage_that_starts_afresh_drops_all_its_lines(tmp_path):
+    with quiet(tmp_path) as writer:
+        writer.metrics("grpo", 0, {})  # the evaluation before the first step
+        writer.rewind("grpo", -1)
+    assert rows(tmp_path) == []
+
+
+@pytest.mark.parametrize("torn", ['{"step": 2, "stage": "gr', '{"step": 2', "{", '{"a": "\\'])
+def test_a_torn_last_line(tmp_path, torn):
+    with quiet(tmp_path) as writer:
+        writer.metrics("grpo", 1, {"x": 1})
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write(torn)
+    assert [r["step"] for r in read_lines(tmp_path / "metrics.jsonl")] == [1]
+    with quiet(tmp_path) as writer:
+        writer.rewind("grpo", 1)
+        writer.metrics("grpo", 2, {"x": 2})
+    assert [r["x"] for r in rows(tmp_path)] == [1, 2]
+
+
+def test_wall_time_goes_on_after_a_resume(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "stage": "grpo", "wall_s": 1000.0}\n')
+    start = time.monotonic()
+    with quiet(tmp_path) as writer:
+        writer.metrics("grpo", 2, {})
+    assert 1000.0 <= rows(tmp_path)[-1]["wall_s"] <= 1000.0 + time.monotonic() - start + 0.001
+
+
+def test_tensorboard_events_without_tensorflow(tmp_path):
+    code = (
+        "import sys\n"
+        "from r1jax.writers import Writer\n"
+        f"with Writer({str(tmp_path)!r}) as writer:\n"
+        "    writer.metrics('grpo', 7, {'eval/x/pass@1': 0.25, 'bad': float('nan')})\n"
+        "print([m for m in ('tensorflow', 'torch', 'jax') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+    (events,) = (tmp_path / "tensorboard").glob("events.out.tfevents.*")
+    content = events.read_bytes()
+    assert b"grpo/eval/x/pass_at_1" in content and b"bad" not in content
+
+
+def test_progress_goes_to_stderr_and_can_be_off(tmp_path, capsys):
+    with quiet(tmp_path, progress=True) as writer, writer.bar(2, "grpo", done=1) as bar:
+        bar.update()
+    shown = capsys.readouterr()
+    assert "grpo" in shown.err and "2/2" in shown.err and not shown.out
+    with quiet(tmp_path) as writer, writer.bar(2, "grpo") as bar:
+        bar.update()
+    assert not capsys.readouterr().err
