@@ -49,12 +49,14 @@ class Checkpoints:
     def steps(self) -> list[int]:
         return sorted(self._manager.all_steps())
 
-    def save(self, state: TrainState, meta: Mapping, *, reference=None) -> None:
-        """Starts saving `state` under its step; returns when the arrays are copied.
+    def save(
+        self, state: TrainState, meta: Mapping, *, step: int | None = None, reference=None
+    ) -> None:
+        """Starts saving `state` under `step` (default: its own); returns when the arrays are copied.
 
         Raises CheckpointError when this or the previous save failed, e.g. on a full disk.
         """
-        step = int(state.step)
+        step = int(state.step) if step is None else step
         items = {
             "params": ocp.args.StandardSave(state.params),
             "opt": ocp.args.StandardSave({"opt_state": state.opt_state, "step": state.step}),

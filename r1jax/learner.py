@@ -113,4 +113,4 @@ def _apply(optimizer: Optimizer, state: TrainState, grads, lr):
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     updates = jax.tree.map(lambda u: lr * u, updates)
     params = optax.apply_updates(state.params, updates)
-    return TrainState(params, opt_state, state.step + 1), optax.global_norm(grads)
+    return TrainState(params, opt_state, state.step + 1), optax.tree.norm(grads)

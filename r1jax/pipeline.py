@@ -10,7 +10,7 @@ from its newest checkpoint. `manifest.json` says what each stage was made from.
 
 import dataclasses
 import json
-import os
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +30,7 @@ from r1jax.run import Run
 from r1jax.sharding import make_mesh
 from r1jax.stages import evaluate, grpo, pretrain, sft
 from r1jax.templates import TEMPLATES
-from r1jax.writers import Writer
+from r1jax.writers import Writer, replace
 
 KINDS = {"pretrain": pretrain.PretrainConfig, "sft": sft.SftConfig, "grpo": grpo.GrpoConfig}
 VOCABULARY_MULTIPLE = 16  # the model's vocabulary is padded to it, so that meshes divide it
@@ -221,10 +221,18 @@ def make_tokenizer(settings: TokenizerConfig, path: Path, seed: int) -> Sentence
         tokenizer = train_sentencepiece(
             corpus, settings.vocabulary, merge_words=settings.merge_words
         )
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(tokenizer.model)
-    os.replace(temporary, path)
+    replace(path, tokenizer.model)
     return tokenizer
+
+
+def _commit() -> str | None:
+    """Commit of the checkout that the code runs from, `-dirty` if changed; None outside of one."""
+    folder = Path(r1jax.__file__).parent
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 class Manifest:
@@ -233,7 +241,8 @@ class Manifest:
     def __init__(self, path: Path, experiment: Experiment):
         self._path = path
         self._content = json.loads(path.read_text()) if path.exists() else {
-            "r1jax": r1jax.__version__, "jax": jax.__version__, "seed": experiment.seed,
+            "r1jax": r1jax.__version__,
+            "commit": _commit(), "jax": jax.__version__, "seed": experiment.seed,
             "config_hash": config.digest(experiment.plain), "stages": {},
         }  # fmt: skip
         self._plain = experiment.plain
@@ -251,6 +260,4 @@ class Manifest:
             "data": {"rows": len(data), "sha256": fingerprint(data)} if data else None,
             "benchmarks": {name: fingerprint(rows) for name, rows in benchmarks.items()},
         }
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self._content, indent=2) + "\n")
-        os.replace(temporary, self._path)
+        replace(self._path, json.dumps(self._content, indent=2) + "\n")

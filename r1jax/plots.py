@@ -46,7 +46,7 @@ def load(workdir: str | Path) -> Curves:
         )
     rows = read_lines(path)
     if not rows:
-        raise ValueError(f"{path} is empty: the run has logged nothing yet; wait for a first step")
+        raise ValueError(f"{path} has no whole line: nothing is logged yet; wait for a first step")
     found: dict[str, dict[str, list]] = {}
     for row in rows:
         metrics = found.setdefault(row["stage"], {})
@@ -67,8 +67,7 @@ def draw(workdir: str | Path) -> list[Path]:
 
     Raises ValueError if metrics.jsonl is missing or empty, or has neither evaluations nor rollouts.
     """
-    workdir = Path(workdir)
-    curves = load(workdir)
+    source, curves = _metrics_file(workdir), load(workdir)
     figures = {}
     if benchmarks(curves):
         figures["accuracy.png"] = accuracy
@@ -76,15 +75,15 @@ def draw(workdir: str | Path) -> list[Path]:
         figures["response_length.png"] = response_length
     if not figures:
         raise ValueError(
-            f"{_metrics_file(workdir)} has no eval/ and no rollout/ metrics to draw, only stages "
+            f"{source} has no eval/ and no rollout/ metrics to draw, only stages "
             f"{', '.join(curves)}; run a grpo stage, or set config.evaluate"
         )
     paths = []
     for name, figure in figures.items():
-        path = workdir / "plots" / name
+        path = source.parent / "plots" / name
         path.parent.mkdir(exist_ok=True)
         temporary = path.with_suffix(".tmp")
-        figure(curves).savefig(temporary, format="png", dpi=DPI)
+        _save(figure(curves), temporary)
         os.replace(temporary, path)
         paths.append(path)
     return paths
@@ -100,69 +99,59 @@ def accuracy(curves: Curves):
     names = benchmarks(curves)
     if not names:
         raise ValueError("no eval/<benchmark>/pass@1 in these metrics; set config.evaluate")
-    columns = min(len(names), 2)
-    rows = -(-len(names) // columns)
-    figure = _figure(HEIGHT + 3.5 * (rows - 1))
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    for panel in panels[len(names) :]:
-        panel.remove()
-    for panel, name in zip(panels, names, strict=False):
-        title = f"Accuracy on {name}" if len(names) > 1 else f"Accuracy on {name} over RL steps"
-        _accuracy_panel(panel, curves, name, title)
+    figure = _figure(HEIGHT + 4 * (len(names) - 1))
+    panels = figure.subplots(len(names), 1, squeeze=False).ravel()
+    for panel, name in zip(panels, names, strict=True):
+        _accuracy_panel(panel, curves, name)
+        _finish(panel, curves, f"Accuracy on {name} over RL steps")
     _caption(
         figure,
         _what(names),
         "Bands: 95% intervals over questions.",
-        f"Dotted: the paper's {', '.join(map(str, PAPER))} on AIME 2024 (arXiv:2501.12948), "
-        "another model on other problems."
+        "Dotted: DeepSeek-R1-Zero on AIME 2024 (arXiv:2501.12948), for comparison only."
         if any(map(_aime, names))
         else "",
     )
     return figure
 
 
-def _accuracy_panel(panel, curves: Curves, name: str, title: str) -> None:
+def _accuracy_panel(panel, curves: Curves, name: str) -> None:
     """pass@1 and the majority vote of one benchmark, and the paper's figures beside it."""
-    stages = _stages(curves)
     prefix = f"eval/{name}/"
     votes = max((int(k) for k in _between(curves, f"{prefix}cons@", "") if k.isdigit()), default=0)
     kinds = [("pass@1", f"pass@1, mean of {votes} samples" if votes else "pass@1", BLUE, "o")]
     if votes:
         kinds.append((f"cons@{votes}", f"majority vote of {votes}", ORANGE, "s"))
     for metric, label, color, marker in kinds:
-        metric, first = prefix + metric, None
-        for stage, offset in stages.items():
-            if metric not in curves[stage]:
-                continue
-            step, value = curves[stage][metric]
-            low, high = (curves[stage].get(metric + end) for end in ("_low", "_high"))
-            if low and high and len(low[0]) == len(high[0]) == len(step):
+        metric = prefix + metric
+        for low, high in zip(
+            _lines(curves, f"{metric}_low"), _lines(curves, f"{metric}_high"), strict=False
+        ):
+            if len(low[0]) == len(high[0]):
                 panel.fill_between(
-                    offset + step, 100 * low[1], 100 * high[1], color=color, alpha=0.18, lw=0
+                    low[0], 100 * low[1], 100 * high[1], color=color, alpha=0.18, lw=0
                 )
-            (line,) = panel.plot(
-                offset + step, 100 * value, color=color, marker=marker, ms=5.5, lw=2,
-                label="_later stage", clip_on=False, zorder=3,
+        lines = _lines(curves, metric)
+        label = f"{label}: {100 * lines[0][1][0]:.1f} → {100 * lines[-1][1][-1]:.1f}%"
+        for i, (step, value) in enumerate(lines):
+            panel.plot(
+                step, 100 * value, color=color, marker=marker, ms=5.5, lw=2, zorder=3,
+                clip_on=False, label="_later stage" if i else label,
             )  # fmt: skip
-            first = line if first is None else first
-            last = value[-1]
-        first.set_label(f"{label}: {100 * first.get_ydata()[0] / 100:.1f} → {100 * last:.1f}%")
     panel.set(ylim=(-2, 103), yticks=range(0, 101, 20), ylabel="correct, %")
     if _aime(name):
-        right = panel.get_yaxis_transform()  # x of the panel, y of the data
-        panel.text(1.015, 102, PAPER_TITLE, transform=right, va="top", color=GREY, fontsize=9)
+        beside = dict(transform=panel.get_yaxis_transform(), color=GREY, fontsize=9)
+        panel.text(1.015, 92, PAPER_TITLE, va="bottom", **beside)
         for percent, what in PAPER.items():
             panel.axhline(percent, color=GREY, lw=1, ls=(0, (1, 2)), zorder=1)
-            panel.text(1.015, percent, f"{percent}  {what}", transform=right, va="center",
-                       color=GREY, fontsize=9)  # fmt: skip
-    _finish(panel, curves, title)
+            panel.text(1.015, percent, f"{percent}  {what}", va="center", **beside)
 
 
 def response_length(curves: Curves):
     """The figure of response lengths over RL steps, and of reflective words below it."""
     if not _lengths(curves):
         raise ValueError("no rollout/length and no eval/<benchmark>/length in these metrics")
-    stages, names = _stages(curves), _between(curves, "eval/", "/length")
+    names = _between(curves, "eval/", "/length")
     words = any("rollout/reflections" in metrics for metrics in curves.values())
     figure = _figure(HEIGHT)
     if words:
@@ -178,7 +167,7 @@ def response_length(curves: Curves):
     panel.set(ylabel="tokens a response, mean")
     _finish(panel, curves, "Response length over RL steps")
     if below is not None:
-        _plot(below, curves, "rollout/reflections", None, color=GREEN, lw=2)
+        _plot(below, curves, "rollout/reflections", "_words", color=GREEN, lw=2)
         below.set(ylabel="reflective words\na response")
         panel.tick_params(labelbottom=False)
         panel.set_xlabel("")
@@ -195,13 +184,18 @@ def response_length(curves: Curves):
     return figure
 
 
-def _plot(panel, curves: Curves, metric: str, label: str | None, **style) -> None:
-    """One metric, stages end to end, a line each."""
-    for stage, offset in _stages(curves).items():
-        if metric in curves[stage]:
-            step, value = curves[stage][metric]
-            panel.plot(offset + step, value, label=label or "_none", **style)
-            label = None
+def _plot(panel, curves: Curves, metric: str, label: str, **style) -> None:
+    for i, (step, value) in enumerate(_lines(curves, metric)):
+        panel.plot(step, value, label="_later stage" if i else label, **style)
+
+
+def _lines(curves: Curves, metric: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(step on the axis, value) of a metric, of each stage that has it."""
+    return [
+        (offset + curves[stage][metric][0], curves[stage][metric][1])
+        for stage, offset in _stages(curves).items()
+        if metric in curves[stage]
+    ]
 
 
 def _stages(curves: Curves) -> dict[str, int]:
@@ -257,6 +251,15 @@ def _figure(height: float):
     FigureCanvasAgg(figure)
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
     return figure
+
+
+def _save(figure, path: Path) -> None:
+    """A PNG of few colours: a third of the size, for a README."""
+    from PIL import Image
+
+    figure.canvas.draw()
+    image = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")
+    image.quantize(128, dither=Image.Dither.NONE).save(path, format="PNG", optimize=True)
 
 
 def _caption(figure, *sentences: str) -> None:

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from r1jax import config, pipeline, plots
 from r1jax.config import ConfigError
-from r1jax.writers import Writer, read_lines
+from r1jax.writers import Writer, read_lines, replace
 
 log = logging.getLogger("r1jax")
 
@@ -60,9 +60,7 @@ def _claim(workdir: Path, plain: dict) -> None:
     path = workdir / "config.json"
     made = ("tokenizer.model", "metrics.jsonl", "checkpoints")
     if not path.exists() or not any((workdir / name).exists() for name in made):
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(plain, indent=2) + "\n")
-        os.replace(temporary, path)
+        replace(path, json.dumps(plain, indent=2) + "\n")
         return
     if lines := config.difference(json.loads(path.read_text()), plain):
         raise ConfigError(

@@ -68,11 +68,7 @@ class Writer:
             if not path.exists():
                 continue
             kept = [r for r in read_lines(path) if r["stage"] != stage or r["step"] <= step]
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text(
-                "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept), encoding="utf-8"
-            )
-            os.replace(temporary, path)
+            replace(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept))
 
     def bar(
         self, total: int | None, description: str, *, done: int = 0, unit: str = "step"
@@ -83,6 +79,13 @@ class Writer:
             disable=not self.progress, dynamic_ncols=True,
             mininterval=0.2 if sys.stderr.isatty() else 10.0,
         )  # fmt: skip
+
+
+def replace(path: Path, content: str | bytes) -> None:
+    """Writes a whole file, so that a reader or a crash finds the old one or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    os.replace(temporary, path)
 
 
 def read_lines(path: str | Path) -> list[dict]:

@@ -48,7 +48,9 @@ class TransformerConfig:
     remat: bool = False  # recompute a block's activations in the backward pass
 
     def __post_init__(self):
-        for name in ("vocabulary", "width", "layers", "heads", "kv_heads", "mlp", "context"):
+        for name in (
+            "vocabulary", "width", "layers", "heads", "kv_heads", "head_dim", "mlp", "context",
+        ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.heads % self.kv_heads:

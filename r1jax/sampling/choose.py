@@ -75,15 +75,15 @@ def inverse_cdf(p_BV: Array, uniform_B: Array) -> Array:
 
 
 def _pass(mass_Bn: Array, target_B: Array) -> tuple[Array, Array]:
-    """First index whose cumulative mass exceeds the target, and the mass before it.
+    """First index with any mass whose cumulative mass exceeds the target, and the mass before it.
 
     Rounding may leave the target at or above the whole mass: the last index with any
-    mass is taken then.
+    mass is taken then. Or below what stood before a block: its first with any mass is.
     """
     cumulative_Bn = jnp.cumsum(mass_Bn, axis=-1)
-    index_B = jnp.sum(cumulative_Bn <= target_B[:, None], axis=-1)
-    size = mass_Bn.shape[-1]
-    last_B = size - 1 - jnp.argmax(mass_Bn[:, ::-1] > 0, axis=-1)
-    index_B = jnp.minimum(index_B, last_B)
+    some_Bn = mass_Bn > 0
+    passed_Bn = some_Bn & (cumulative_Bn > target_B[:, None])
+    last_B = mass_Bn.shape[-1] - 1 - jnp.argmax(some_Bn[:, ::-1], axis=-1)
+    index_B = jnp.where(jnp.any(passed_Bn, axis=-1), jnp.argmax(passed_Bn, axis=-1), last_B)
     before_Bn = cumulative_Bn - mass_Bn
     return index_B, jnp.take_along_axis(before_Bn, index_B[:, None], axis=-1)[:, 0]

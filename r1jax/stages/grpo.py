@@ -154,7 +154,7 @@ def run(
                     values |= evaluate(state.params, step)
                 run.writer.metrics(run.stage, step, values)
                 if last or step % config.checkpoint_every == 0:
-                    checkpoints.save(state, {"position": position}, reference=reference)
+                    checkpoints.save(state, {"position": position}, step=step, reference=reference)
                 bar.set_postfix_str(_summary(values))
                 bar.update()
     return state.params

@@ -41,7 +41,7 @@ class Gate:
 @dataclass(frozen=True)
 class PretrainConfig:
     task: str = "mini_aime"
-    row_tokens: int = 160
+    row_tokens: int = 176
     textbook_rows: int = 8
     textbook_lr: float = 5e-3
     gate: Gate = field(default_factory=Gate)

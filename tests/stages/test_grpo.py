@@ -1,0 +1,341 @@
+"""The loop of reinforcement learning on a model of 32 letters, problems made by hand."""
+
+import itertools
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from r1jax.data.sources import batch_indices
+from r1jax.losses import LOSSES
+from r1jax.rewards import REWARDS
+from r1jax.stages import grpo
+from r1jax.stages.grpo import GrpoConfig
+
+P, G, NEW = 4, 4, 8  # questions a rollout, responses to each, tokens of a response
+PROBLEMS = [{"id": str(i), "question": q, "answer": "1"} for i, q in enumerate("abcdefgh")]
+
+
+@pytest.fixture(autouse=True)
+def toy_rewards(monkeypatch):
+    """Rewards that a random model meets now and then."""
+    monkeypatch.setitem(REWARDS, "vowels", lambda _, r: sum(c in "aeiou" for c in r.text))
+    monkeypatch.setitem(REWARDS, "one", lambda _, r: 1.0)
+
+
+def settings(**changes):
+    return GrpoConfig(
+        **dict(
+            problems="unused", steps=1, max_tokens=NEW, prompts_per_rollout=P, group_size=G,
+            micro_rows=8, chunk=4, rewards={"vowels": 1.0}, lr=1e-2, kl_coef=0.1,
+            checkpoint_every=100,
+        )
+        | changes
+    )  # fmt: skip
+
+
+@pytest.fixture
+def train(place, tiny):
+    """Runs the stage: (final parameters, place)."""
+
+    def run(name="a", *, config=None, problems=PROBLEMS, loss=None, evaluate=None, **where):
+        here = place(name, **where)
+        params = grpo.run(
+            config or settings(), here.run, tiny[1], problems, loss=loss, evaluate=evaluate
+        )
+        return params, here
+
+    return run
+
+
+def assert_same(a, b, **tolerance):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, **{"rtol": 0, "atol": 0} | tolerance)
+
+
+def distance(a, b):
+    return max(np.abs(x - y).max() for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True))
+
+
+# --- one step --------------------------------------------------------------------------
+
+
+def test_metrics_of_a_step_are_those_of_its_rollout(train):
+    _, here = train()
+    ((prompts, asked, rollout),) = here.run.calls
+    (row,) = here.metrics
+    assert (row["step"], row["stage"]) == (1, "stage")
+    assert len(prompts) == P and asked["group_size"] == G
+    assert row["rollout/length"] == pytest.approx(rollout.length_B.mean())
+    assert row["rollout/tokens"] == rollout.length_B.sum()
+    assert row["rollout/truncated"] == pytest.approx(rollout.truncated_B.mean())
+    assert row["rollout/entropy"] == pytest.approx(-rollout.logp_BT.sum() / rollout.length_B.sum())
+    texts = [
+        here.run.tokenizer.decode(t[:n])
+        for t, n in zip(rollout.tokens_BT, rollout.length_B, strict=True)
+    ]
+    vowels_PG = np.array([sum(c in "aeiou" for c in t) for t in texts]).reshape(P, G)
+    assert row["reward/vowels"] == row["reward/total"] == pytest.approx(vowels_PG.mean())
+    assert row["rollout/zero_variance"] == np.mean(np.ptp(vowels_PG, axis=1) == 0)
+    assert (row["rollout/rounds"], row["reward/errors"], row["lr"]) == (1, 0, 1e-2)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_samplers_logprobs_are_the_trainers(train, temperature):
+    # Before the first update π is π_old: every ratio is 1, what is left of k3 is rounding
+    # (errors of 1e-5 squared), and the reference is π too.
+    _, here = train(config=settings(temperature=temperature))
+    (row,) = here.metrics
+    assert row["loss/ratio_mean"] == pytest.approx(1, abs=1e-5)
+    assert 0 <= row["loss/approx_kl_old"] < 1e-9
+    assert 0 <= row["loss/kl"] < 1e-9
+    assert row["loss/clip_fraction"] == 0
+    assert row["loss/gradient_norm"] > 1e-3  # there was something to learn
+
+
+def test_the_end_token_is_an_action_and_the_prompt_is_not(train, monkeypatch):
+    batches = []
+    policy_batch = grpo.policy_batch
+    monkeypatch.setattr(
+        grpo, "policy_batch", lambda *a: batches.append((a[1], b := policy_batch(*a))) or b
+    )
+    _, here = train(config=settings(kl_coef=0.0))
+    ((_, _, rollout),) = here.run.calls
+    assert 0 < rollout.truncated_B.sum() < P * G  # both kinds of rows occur
+    seen = set()
+    for rows_b, batch in batches:
+        R = batch.mask_BR.shape[1]
+        for i, row in enumerate(rows_b):
+            trained = batch.tokens_BT[i, -R:][batch.mask_BR[i] > 0]
+            np.testing.assert_array_equal(
+                trained, rollout.tokens_BT[row, : rollout.length_B[row]]
+            )
+            assert (trained[-1] == here.run.tokenizer.eos_id) == (not rollout.truncated_B[row])
+            seen.add(int(row))
+    assert seen == set(range(P * G))  # every row once: 16 rows in two micro-batches of 8
+    assert len(batches) == 2
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_micro_batches_add_up_to_the_batch(train, loss):
+    # Two updates of 8 rows an epoch: in micro-batches of 3 rows (3, 3, 2 and padding) and whole.
+    config = dict(loss=loss, minibatches=2, epochs=2)
+    whole, a = train("whole", config=settings(**config, micro_rows=16))
+    parts, b = train("parts", config=settings(**config, micro_rows=3))
+    assert_same(whole, parts, atol=1e-6)
+    (x,), (y,) = a.metrics, b.metrics
+    assert x == pytest.approx(y, abs=1e-5)
+    assert x["loss/gradient_norm"] > 1e-3
+
+
+def test_epochs_and_minibatches_count_updates(train):
+    _, here = train(config=settings(steps=2, epochs=2, minibatches=2))
+    (newest,) = here.checkpoints.values()
+    assert json.loads((newest / "meta" / "metadata").read_text())["position"] == 2
+    restored = here.run.checkpoints().restore
+    state, _, _ = restored(grpo._Loop(settings(), here.run, train.__defaults__, [], None).state)
+    assert int(state.step) == 8  # 2 steps × 2 epochs × 2 minibatches
+
+
+def test_a_loss_of_ones_own(train, tiny):
+    def flat(logp_BT, old_logp_BT, ref_logp_BT, adv_B, mask_BT, *, whole):
+        # A quarter a row: 16 rows make 4, however they are cut.
+        return 0.0 * logp_BT.sum(), {"mine": 0.25 * (mask_BT.sum(axis=1) > 0).sum()}
+
+    params, here = train(loss=flat)
+    (row,) = here.metrics
+    assert row["loss/mine"] == 4.0 and row["loss/total"] == 0.0
+    assert not any(name in row for name in ("loss/policy", "loss/kl"))
+    assert_same(params, tiny[1])  # no gradient, no step
+
+
+# --- the reference ---------------------------------------------------------------------
+
+
+def test_the_reference_follows_every_second_step(train):
+    _, here = train(config=settings(steps=4, reference_every=2))
+    kl = [row["loss/kl"] for row in here.metrics]
+    assert kl[0] < 1e-9 and kl[2] < 1e-9  # before steps 1 and 3 the policy is the reference
+    assert kl[1] > 1e-5 and kl[3] > 1e-5
+
+
+def test_a_fixed_reference_stays_behind(train):
+    _, here = train(config=settings(steps=3))
+    kl = [row["loss/kl"] for row in here.metrics]
+    assert kl[0] < 1e-9 and 1e-5 < kl[1] < kl[2]
+
+
+def test_without_a_penalty_there_is_no_reference(train, monkeypatch):
+    monkeypatch.setattr(grpo._Loop, "logprobs", lambda *_: pytest.fail("scored a reference"))
+    _, here = train(config=settings(kl_coef=0.0))
+    assert "loss/kl" not in here.metrics[0]
+    assert not (here.checkpoints[1] / "reference").exists()
+
+
+# --- the stream of questions -----------------------------------------------------------
+
+
+def questions(call, run):
+    prompts = [tuple(run.prompt(p["question"])) for p in PROBLEMS]
+    return [prompts.index(tuple(p)) for p in call[0]]
+
+
+def test_questions_come_in_the_order_of_the_stream(train):
+    _, here = train(config=settings(steps=3))
+    for position, call in enumerate(here.run.calls):
+        want = batch_indices(len(PROBLEMS), P, position, 0)
+        assert questions(call, here.run) == want.tolist()
+        ids = position * P + np.arange(P)
+        np.testing.assert_array_equal(call[1]["prompt_ids"], ids)
+
+
+def test_every_step_and_every_seed_samples_its_own_noise(train):
+    # One question, a policy that stays: equal rollouts would mean equal noise.
+    config = settings(steps=3, lr=0.0, kl_coef=0.0, prompts_per_rollout=1)
+    one = PROBLEMS[:1]
+    rollouts = []
+    for seed in (0, 1):
+        params, here = train(f"seed{seed}", seed=seed, config=config, problems=one)
+        rollouts += [call[2].tokens_BT for call in here.run.calls]
+    assert len(rollouts) == 6
+    for a, b in itertools.combinations(rollouts, 2):
+        assert not np.array_equal(a, b)
+    again, here = train("again", config=config, problems=one)
+    for call, want in zip(here.run.calls, rollouts[:3], strict=True):
+        np.testing.assert_array_equal(call[2].tokens_BT, want)
+    assert_same(again, params)
+
+
+# --- dynamic sampling ------------------------------------------------------------------
+
+
+@pytest.fixture
+def half_dull(monkeypatch):
+    """Problems a to d are always worth 1; of e to h no two responses are worth the same."""
+    worth = itertools.count()
+    monkeypatch.setitem(
+        REWARDS, "half_dull", lambda p, r: 1.0 if p["question"] in "abcd" else float(next(worth))
+    )
+    return {"half_dull": 1.0}
+
+
+@pytest.fixture
+def learned_from(monkeypatch):
+    """First tokens of the prompts, and advantages, of what updates were made of."""
+    seen = []
+    policy_batch = grpo.policy_batch
+
+    def spy(rollout, rows_b, R, adv_B, ref):
+        seen.append((rollout.prompt_BT, adv_B))
+        return policy_batch(rollout, rows_b, R, adv_B, ref)
+
+    monkeypatch.setattr(grpo, "policy_batch", spy)
+    return seen
+
+
+def test_dull_groups_are_replaced_by_further_questions(train, half_dull, learned_from):
+    # Each epoch of 8 questions is two rounds of 4, with the 4 lively ones somewhere in it.
+    _, here = train(
+        config=settings(steps=2, rewards=half_dull, dynamic_sampling=True, kl_coef=0.0)
+    )
+    assert [row["rollout/rounds"] for row in here.metrics] == [2, 2]
+    assert [row["rollout/zero_variance"] for row in here.metrics] == [0.5, 0.5]
+    assert len(here.run.calls) == 4
+    tokens = [call[2].length_B.sum() for call in here.run.calls]
+    assert [row["rollout/tokens"] for row in here.metrics] == [sum(tokens[:2]), sum(tokens[2:])]
+    for position, call in enumerate(here.run.calls):
+        want = batch_indices(len(PROBLEMS), P, position, 0)
+        assert questions(call, here.run) == want.tolist()
+    assert json.loads((here.checkpoints[2] / "meta" / "metadata").read_text())["position"] == 4
+    letter = here.run.tokenizer.decode
+    for prompt_BT, adv_B in learned_from:
+        assert {letter(row)[0] for row in prompt_BT} == set("efgh")
+        # Four different rewards in a row, say 0 1 2 3: (r − 1.5) / √1.25 = ∓1.342, ∓0.447
+        np.testing.assert_allclose(
+            np.sort(np.abs(adv_B.reshape(P, G)), axis=1)[:, [0, 3]],
+            np.tile([0.4472136, 1.3416408], (P, 1)), rtol=1e-5,
+        )  # fmt: skip
+
+
+def test_what_is_missing_after_the_last_round_is_filled_up(train, half_dull, learned_from):
+    # Only `e` is lively: at most one group a round of two rounds, the rest is dull.
+    few = PROBLEMS[:5]
+    _, here = train(
+        config=settings(
+            rewards=half_dull, dynamic_sampling=True, max_sampling_rounds=2, kl_coef=0.0
+        ),
+        problems=few,
+    )
+    assert here.metrics[0]["rollout/rounds"] == 2
+    prompt_BT, adv_B = learned_from[-1]
+    lively = np.abs(adv_B.reshape(P, G)).max(axis=1) > 0
+    letters = [here.run.tokenizer.decode(row)[0] for row in prompt_BT[::G]]
+    assert len(letters) == P
+    assert [letter == "e" for letter in letters] == lively.tolist()
+    assert 1 <= lively.sum() <= 2 and lively[0]  # useful groups come first
+
+
+def test_nothing_to_learn_changes_nothing(train, tiny):
+    config = settings(
+        rewards={"one": 1.0}, dynamic_sampling=True, max_sampling_rounds=3, kl_coef=0.0
+    )
+    params, here = train(config=config)
+    (row,) = here.metrics
+    assert (row["rollout/rounds"], row["rollout/zero_variance"]) == (3, 1.0)
+    assert row["loss/gradient_norm"] == 0.0
+    assert_same(params, tiny[1])
+
+
+# --- evaluation, messages --------------------------------------------------------------
+
+
+def test_evaluation_before_the_first_step_between_and_after_the_last(place, tiny):
+    here, seen = place(), []
+
+    def evaluate(params, step):
+        seen.append((step, distance(params, tiny[1])))
+        return {"eval/x/pass@1": step / 10}
+
+    grpo.run(
+        settings(steps=5), here.run, tiny[1], PROBLEMS, evaluate=evaluate, evaluate_every=2
+    )  # fmt: skip
+    assert [step for step, _ in seen] == [0, 2, 4, 5]
+    assert seen[0][1] == 0 < seen[1][1]
+    got = {row["step"]: row.get("eval/x/pass@1") for row in here.metrics}
+    assert got == {0: 0.0, 1: None, 2: 0.2, 3: None, 4: 0.4, 5: 0.5}
+
+
+def test_the_learning_rate_warms_up(train):
+    _, here = train(config=settings(steps=3, warmup_steps=2, lr=0.03))
+    # (step + 1) / (2 + 1), then 1
+    assert [row["lr"] for row in here.metrics] == pytest.approx([0.01, 0.02, 0.03])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"group_size": 1}, "group_size=1: a group needs 2 or more to compare"),
+        (
+            {"prompts_per_rollout": 500, "minibatches": 16},
+            "prompts_per_rollout=500 is not divisible by minibatches=16; use 496 or 512",
+        ),
+        ({"temperature": 0.0}, "temperature=0.0 must be positive to learn from"),
+    ],
+)
+def test_settings_that_cannot_be(changes, message):
+    with pytest.raises(ValueError, match="^" + message):
+        settings(**changes)
+
+
+def test_a_prompt_that_does_not_fit(train):
+    # Begin token, 60 letters and "=" are 62 tokens; the context is 64.
+    long = [*PROBLEMS, {"id": "9", "question": "a" * 60, "answer": "1"}]
+    with pytest.raises(ValueError, match=r"prompt 8 has 62 tokens; with max_tokens=8 that exceeds"):
+        train(problems=long)
+
+
+def test_rows_that_the_mesh_cannot_cut(train, mesh8):
+    message = "micro_rows=6 is not divisible by the 4 pieces .* use 4 or 8"
+    with pytest.raises(ValueError, match=message):
+        train(config=settings(micro_rows=6), mesh=mesh8)
