@@ -68,7 +68,7 @@ def gsm8k() -> ConfigDict:
     config.data = config_dict.placeholder(str)  # a .jsonl file of GSM8K's rows
     config.template = "r1_zero"
     config.tokenizer = dict(corpus=config.get_ref("data"), vocabulary=2048)
-    config.model = dict(width=64, layers=3, heads=4, kv_heads=2, head_dim=16, mlp=192, context=768)
+    config.model = dict(width=64, layers=3, heads=4, kv_heads=2, head_dim=16, mlp=192, context=1024)
     config.stages = ("base", "grpo")
     config.base = dict(
         kind="sft", examples=config.get_ref("data"), row_tokens=768, batch_rows=8, epochs=1,

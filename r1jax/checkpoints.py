@@ -173,4 +173,6 @@ def abstract(tree):
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0][:300]
+    line = (str(error) or type(error).__name__).strip().splitlines()[0]
+    # Tensorstore names many paths first and the cause last.
+    return line if len(line) <= 300 else f"{line[:100]} … {line[-200:]}"

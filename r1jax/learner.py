@@ -97,7 +97,7 @@ class PolicyLearner:
         self.logprobs = jax.jit(logprobs, static_argnums=3)
         self._zeros = jax.jit(zeros)
         self._accumulate = jax.jit(accumulate, donate_argnums=0)
-        self._apply = jax.jit(partial(_apply, optimizer), donate_argnums=(0, 1))
+        self._apply = jax.jit(partial(_apply, optimizer), donate_argnums=0)
 
     def update(self, state: TrainState, batches: list[PolicyBatch], whole: Counts, lr: float):
         """(state, metrics) after one update from micro-batches that make up one batch."""

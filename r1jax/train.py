@@ -35,15 +35,17 @@ def train(
     enable_compilation_cache()
     with Writer(workdir, progress=progress) as writer:
         pipeline.execute(checked, workdir, writer, loss=loss)
-    for line in _summary(workdir / "metrics.jsonl"):
+    rows = read_lines(workdir / "metrics.jsonl")
+    for line in _summary(rows):
         log.info("%s", line)
-    for path in plots.draw(workdir):
-        log.info("%s", path)
+    if any(name.startswith(("eval/", "rollout/")) for row in rows for name in row):
+        for path in plots.draw(workdir):
+            log.info("%s", path)
 
 
-def _summary(path: Path) -> list[str]:
+def _summary(rows: list[dict]) -> list[str]:
     """First and last evaluation, a line a metric."""
-    evaluated = [row for row in read_lines(path) if any(k.startswith("eval/") for k in row)]
+    evaluated = [row for row in rows if any(name.startswith("eval/") for name in row)]
     if not evaluated:
         return []
     first, last = evaluated[0], evaluated[-1]

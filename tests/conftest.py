@@ -11,7 +11,12 @@ import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join(
-    [*os.environ.get("XLA_FLAGS", "").split(), "--xla_force_host_platform_device_count=8"]
+    [
+        *os.environ.get("XLA_FLAGS", "").split(),
+        "--xla_force_host_platform_device_count=8",
+        # Tests compile far more than they compute: this halves the time of most.
+        "--xla_backend_optimization_level=0",
+    ]
 )
 os.environ["NPROC"] = "16"  # with as few threads as cores, fake devices can deadlock
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"

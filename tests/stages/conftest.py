@@ -2,6 +2,7 @@
 
 import dataclasses
 import string
+from typing import ClassVar
 
 import jax
 import pytest
@@ -27,12 +28,18 @@ class Letters:
 
 @dataclasses.dataclass(frozen=True)
 class RecordingRun(Run):
-    """Keeps what its samplers were asked and what they gave, in `calls`."""
+    """Keeps what its samplers were asked and what they gave, in `calls`.
+
+    Samplers hold no state but compiled programs: tests share them.
+    """
 
     calls: list = dataclasses.field(default_factory=list)
+    compiled: ClassVar[dict] = {}
 
     def sampler(self, config):
-        sampler, calls = super().sampler(config), self.calls
+        sampler, calls = self.compiled.get((config, self.mesh)), self.calls
+        if sampler is None:
+            sampler = self.compiled[config, self.mesh] = super().sampler(config)
 
         class Recorder:
             check = sampler.check

@@ -54,6 +54,10 @@ def assert_same(a, b, **tolerance):
         np.testing.assert_allclose(x, y, **{"rtol": 0, "atol": 0} | tolerance)
 
 
+def stream_position(checkpoint):
+    return json.loads((checkpoint / "meta" / "metadata").read_text())["position"]
+
+
 def distance(a, b):
     return max(np.abs(x - y).max() for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True))
 
@@ -117,25 +121,37 @@ def test_the_end_token_is_an_action_and_the_prompt_is_not(train, monkeypatch):
     assert len(batches) == 2
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-def test_micro_batches_add_up_to_the_batch(train, loss):
-    # Two updates of 8 rows an epoch: in micro-batches of 3 rows (3, 3, 2 and padding) and whole.
-    config = dict(loss=loss, minibatches=2, epochs=2)
-    whole, a = train("whole", config=settings(**config, micro_rows=16))
-    parts, b = train("parts", config=settings(**config, micro_rows=3))
+@pytest.mark.parametrize("loss", ["grpo", "dapo"])
+def test_micro_batches_add_up_to_the_batch(train, tiny, loss):
+    # 16 rows: in one piece, and as 6 + 6 + 4 and padding. Adam divides each gradient by its
+    # size, so that rounding of a small one can matter as much as the rate: hence a low one.
+    whole, a = train("whole", config=settings(loss=loss, lr=1e-4, micro_rows=16))
+    parts, b = train("parts", config=settings(loss=loss, lr=1e-4, micro_rows=6))
     assert_same(whole, parts, atol=1e-6)
-    (x,), (y,) = a.metrics, b.metrics
-    assert x == pytest.approx(y, abs=1e-5)
-    assert x["loss/gradient_norm"] > 1e-3
+    assert distance(whole, tiny[1]) > 0.9e-4
+    # Adam hides a wrong factor; the gradient's norm, one of the metrics, does not.
+    assert a.metrics[0] == pytest.approx(b.metrics[0], abs=1e-5)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_takes_a_step(train, tiny, loss):
+    params, here = train(config=settings(loss=loss))
+    assert here.metrics[0]["loss/gradient_norm"] > 1e-3
+    assert 1e-3 < distance(params, tiny[1]) < 0.1  # Adam's first step: at most lr = 0.01, about
 
 
 def test_epochs_and_minibatches_count_updates(train):
-    _, here = train(config=settings(steps=2, epochs=2, minibatches=2))
-    (newest,) = here.checkpoints.values()
-    assert json.loads((newest / "meta" / "metadata").read_text())["position"] == 2
-    restored = here.run.checkpoints().restore
-    state, _, _ = restored(grpo._Loop(settings(), here.run, train.__defaults__, [], None).state)
-    assert int(state.step) == 8  # 2 steps × 2 epochs × 2 minibatches
+    updates = []
+
+    def loss(logp_BT, old_logp_BT, ref_logp_BT, adv_B, mask_BT, *, whole):
+        jax.debug.callback(lambda rows: updates.append(int(rows)), whole.rows)
+        return 0.0 * logp_BT.sum(), {}
+
+    _, here = train(config=settings(steps=2, epochs=2, minibatches=2), loss=loss)
+    jax.effects_barrier()
+    assert updates == [8] * 8  # 2 steps × 2 epochs × 2 minibatches, half of 16 rows each
+    assert list(here.checkpoints) == [2]
+    assert stream_position(here.checkpoints[2]) == 2
 
 
 def test_a_loss_of_ones_own(train, tiny):
@@ -163,7 +179,7 @@ def test_the_reference_follows_every_second_step(train):
 def test_a_fixed_reference_stays_behind(train):
     _, here = train(config=settings(steps=3))
     kl = [row["loss/kl"] for row in here.metrics]
-    assert kl[0] < 1e-9 and 1e-5 < kl[1] < kl[2]
+    assert kl[0] < 1e-9 and kl[1] > 1e-5 and kl[2] > 1e-5
 
 
 def test_without_a_penalty_there_is_no_reference(train, monkeypatch):
@@ -247,7 +263,7 @@ def test_dull_groups_are_replaced_by_further_questions(train, half_dull, learned
     for position, call in enumerate(here.run.calls):
         want = batch_indices(len(PROBLEMS), P, position, 0)
         assert questions(call, here.run) == want.tolist()
-    assert json.loads((here.checkpoints[2] / "meta" / "metadata").read_text())["position"] == 4
+    assert stream_position(here.checkpoints[2]) == 4
     letter = here.run.tokenizer.decode
     for prompt_BT, adv_B in learned_from:
         assert {letter(row)[0] for row in prompt_BT} == set("efgh")

@@ -34,10 +34,10 @@ WEB_STYLES = ("guess", "sloppy", "careful", "check")
 class Web:
     """Composition of the web corpus; shares are of documents, rates of operations."""
 
-    guess: float = 0.40
+    guess: float = 0.44
     sloppy: float = 0.24
     careful: float = 0.22
-    check: float = 0.14
+    check: float = 0.10
     check_rate: float = 0.9  # lines that a checker re-checks
     random_slip: float = 0.06  # a digit wrong, on the first pass
     carry_slip: float = 0.65  # of the operations with a carry: forgotten, on the first pass
