@@ -71,6 +71,8 @@ def sample(
     seed: int = 0,
 ) -> list[Response]:
     """Responses of a model to one question."""
+    if samples < 1:
+        raise ValueError(f"samples={samples} must be at least 1")
     run, params = open_model(path, seed=seed)
     max_tokens = _room(run, [question]) if max_tokens is None else max_tokens
     config = SamplingConfig(max_tokens, temperature=temperature, top_p=top_p)

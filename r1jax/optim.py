@@ -64,4 +64,7 @@ def cosine(step: int, steps: int, end: float = 0.0) -> float:
 
 
 def _is_matrix(params):
-    return jax.tree.map(lambda p: p.ndim >= 2, params)
+    # By name: the blocks' scales and biases are stacked over layers, so they have two axes too.
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: getattr(path[-1], "key", None) not in ("scale", "bias"), params
+    )

@@ -96,3 +96,14 @@ def tiny(random_params):
         )
     )
     return model, random_params(model)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """Folder of a finished run of `experiments/r1_zero.py:tiny`; not to be changed."""
+    from r1jax.cli import main  # slow to run, and wanted by few
+
+    workdir = tmp_path_factory.mktemp("runs") / "trained"
+    experiment = INI.parents[1] / "experiments" / "r1_zero.py"
+    assert main(["train", f"--config={experiment}:tiny", f"--workdir={workdir}"]) == 0
+    return workdir
