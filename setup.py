@@ -28,6 +28,7 @@ setup(
         "numpy>=2.0",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8",
+        "pillow>=10",
         "sentencepiece>=0.2.1",
         "tensorboardX>=2.6",  # TensorBoard events, without TensorFlow
         "tensorflow-datasets>=4.9.9",
