@@ -32,6 +32,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from r1jax.models import transformer
+from r1jax.models.layers import rope_angles
 from r1jax.models.transformer import Transformer, TransformerConfig
 from r1jax.sharding import make_mesh
 
@@ -85,6 +87,20 @@ def random_params():
         return jax.tree_util.tree_map_with_path(one, jax.eval_shape(model.init, jax.random.key(0)))
 
     return make
+
+
+@pytest.fixture
+def absolute_positions(monkeypatch):
+    """Rotates by the square of the position, for models that are traced in the test.
+
+    Rotary attention sees differences of positions only: without this, positions that are
+    off by a constant change nothing.
+    """
+
+    def squared(positions_BT, head_dim, theta):
+        return rope_angles(positions_BT**2 / 8, head_dim, theta)
+
+    monkeypatch.setattr(transformer, "rope_angles", squared)
 
 
 @pytest.fixture(scope="session")

@@ -56,6 +56,7 @@ def pack(documents: Sequence[Document], rows: list[list[int]], row_tokens: int) 
             out.tokens_BT[r, at:end] = document.tokens
             out.segments_BT[r, at:end] = segment
             out.positions_BT[r, at:end] = np.arange(end - at)
-            out.mask_BT[r, at + document.prompt : end] = 1
+            # Nothing of its own predicts a document's first token.
+            out.mask_BT[r, at + max(document.prompt, 1) : end] = 1
             at = end
     return out

@@ -35,6 +35,8 @@ class SentencePieceTokenizer:
     """
 
     def __init__(self, model: bytes, source: str = "memory"):
+        if not model:  # sentencepiece takes it for "no model yet"
+            raise ValueError(f"{source} is empty, not a sentencepiece model")
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:

@@ -217,6 +217,26 @@ def check_cache(model, params, cut):
         close(logits[at:], alone(model, params, row[at:], 9))
 
 
+@pytest.mark.usefixtures("absolute_positions")
+def test_positions_count_from_a_rows_first_token(small):
+    model, params = small
+    apply = jax.jit(lambda *args, **kwargs: model.apply(*args, **kwargs))  # not traced before
+    row = tokens(1, 6)
+    expected = apply(params, row)[0]
+    moved = apply(params, row, positions_BT=np.arange(6)[None] + 2)[0]
+    assert np.abs(moved - expected).max() > 0.1  # positions are seen
+
+    # Two tokens of padding in front, in one piece and in three.
+    padded, start = np.pad(row, ((0, 0), (2, 0))), jnp.array([2], jnp.int32)
+    logits, _ = apply(params, padded, cache=model.empty_cache(start, 8))
+    close(logits[0, 2:], expected)
+    cache, parts = model.empty_cache(start, 8), []
+    for piece in np.split(padded, [5, 6], axis=1):
+        logits, cache = apply(params, piece, cache=cache)
+        parts.append(logits[0])
+    close(np.concatenate(parts)[2:], expected)
+
+
 def test_remat_has_the_same_gradients(small):
     _, params = small
     rows = tokens(2, 6)

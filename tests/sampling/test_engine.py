@@ -8,8 +8,8 @@ import pytest
 
 from r1jax.sampling.engine import Sampler, SamplingConfig
 
-PAD, EOS, NEW, GROUP = 0, 2, 12, 4
-# Of 1 to 11 tokens; padded to 16.
+PAD, EOS, NEW, GROUP = 0, 19, 12, 4
+# Of 1 to 11 tokens, padded to 16; an end token in a prompt (the last) ends nothing.
 PROMPTS = [[1], [1, 5, 9, 3, 7], [1, 8, 8, 4, 31, 30, 29, 12], [1, 6, 20], [1, *range(10, 20)]]
 KEY = 7
 
@@ -31,7 +31,7 @@ def sample(
         )  # fmt: skip
 
 
-def probabilities(tiny, rollout, temperature=1.0, top_p=1.0):
+def probabilities(tiny, rollout, temperature=1.0, top_p=1.0, apply=None):
     """[B, T, V] in float64, of each response token, from unpadded rows through the whole model."""
     model, params = tiny
     R = rollout.tokens_BT.shape[1]
@@ -40,7 +40,7 @@ def probabilities(tiny, rollout, temperature=1.0, top_p=1.0):
         rows, rollout.prompt_BT, rollout.prompt_length_B, rollout.tokens_BT, strict=True
     ):
         row[: n + R] = [*prompt[len(prompt) - n :], *tokens]
-    logits_BTV = np.asarray(forward(model)(params, rows), np.float64)
+    logits_BTV = np.asarray((apply or forward(model))(params, rows), np.float64)
     columns = rollout.prompt_length_B[:, None] - 1 + np.arange(R)
     z = np.take_along_axis(logits_BTV, columns[:, :, None], axis=1) / temperature
     p = np.exp(z - z.max(axis=-1, keepdims=True))
@@ -108,6 +108,19 @@ def test_sampler_agrees_with_teacher_forcing(tiny, mesh1, temperature, top_p):
     assert away_BT[inside].max() < 1e-5
 
 
+@pytest.mark.usefixtures("absolute_positions")
+def test_positions_count_from_a_prompts_first_token(tiny, mesh1):
+    model, params = tiny
+    mine = Sampler(model, SamplingConfig(6, chunk=4), eos_id=EOS, pad_id=PAD, mesh=mesh1)
+    with jax.set_mesh(mesh1):
+        rollout = mine(params, PROMPTS, jax.random.key(KEY))
+    traced_anew = jax.jit(lambda params, rows: model.apply(params, rows))
+    p_BTV = probabilities(tiny, rollout, apply=traced_anew)
+    logp_BT = np.log(np.take_along_axis(p_BTV, rollout.tokens_BT[..., None], axis=-1)[..., 0])
+    expected = np.where(rollout.mask_BT > 0, logp_BT, 0)
+    np.testing.assert_allclose(rollout.logp_BT, expected, rtol=0, atol=1e-5)
+
+
 def test_temperature_zero_is_greedy(tiny, mesh1):
     rollout = sample(tiny, mesh1, group=2, temperature=0.0)
     same(rollout, rollout, slice(0, None, 2), slice(1, None, 2))
@@ -129,6 +142,7 @@ def test_temperature_zero_is_greedy(tiny, mesh1):
     ids=str,
 )
 def test_scheduling_changes_nothing(tiny, mesh1, base, settings):
+    assert (base.length_B > 8).sum() <= 10  # so that the last of three chunks is on half the rows
     same(sample(tiny, mesh1, **settings), base)
 
 
@@ -249,9 +263,10 @@ def test_eight_devices_sample_what_one_does(tiny, mesh1, mesh8, base):
 def test_groups_that_do_not_halve_on_the_mesh(tiny, mesh1, mesh8):
     # Four prompts of three samples are 12 rows; of 6 the mesh could not cut four pieces.
     prompts = PROMPTS[:4]
-    rollout = sample(tiny, mesh8, prompts, group=3, rows=12, chunk=6)
+    rollout = sample(tiny, mesh8, prompts, group=3, rows=12, chunk=8)
     check_ends(rollout, NEW, prompts, group=3)
     expected = sample(tiny, mesh1, prompts, group=3)
+    assert (expected.length_B > 8).sum() <= 6  # where one device would go on with 6 rows
     assert agree_on_two_meshes(tiny, expected, rollout, uniforms(range(4), 3, NEW)) <= 1
 
 

@@ -1,6 +1,7 @@
 """A stage's surroundings in small: one token a character, a model of 32 tokens, one device."""
 
 import dataclasses
+import functools
 import string
 from typing import ClassVar
 
@@ -8,6 +9,7 @@ import jax
 import pytest
 
 from r1jax.run import Run
+from r1jax.stages import grpo, pretrain, sft
 from r1jax.templates import Template
 from r1jax.writers import Writer, read_lines
 
@@ -50,6 +52,38 @@ class RecordingRun(Run):
                 return rollout
 
         return Recorder()
+
+
+PROGRAMS = {}
+
+
+@pytest.fixture(autouse=True)
+def compile_once(monkeypatch):
+    """Shares the jitted updates of stages with equal settings: tests spend their time tracing.
+
+    No test here changes what an optimiser is made of, but for its kind.
+    """
+
+    def shared(make, key):
+        if key not in PROGRAMS:
+            PROGRAMS[key] = make()
+        return PROGRAMS[key]
+
+    def learner(model, optimizer, loss, *, temperature, make=grpo.PolicyLearner):
+        def new():
+            return make(model, optimizer, loss, temperature=temperature)
+
+        if not isinstance(loss, functools.partial):  # a test's own
+            return new()
+        return shared(new, (model, loss.func, *sorted(loss.keywords.items()), temperature))
+
+    monkeypatch.setattr(grpo, "PolicyLearner", learner)
+    for stage in (sft, pretrain):
+
+        def step(model, optimizer, stage=stage, make=stage.supervised_step):
+            return shared(lambda: make(model, optimizer), (model, stage))
+
+        monkeypatch.setattr(stage, "supervised_step", step)
 
 
 class Stopped(Exception):

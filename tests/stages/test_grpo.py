@@ -112,9 +112,7 @@ def test_the_end_token_is_an_action_and_the_prompt_is_not(train, monkeypatch):
         R = batch.mask_BR.shape[1]
         for i, row in enumerate(rows_b):
             trained = batch.tokens_BT[i, -R:][batch.mask_BR[i] > 0]
-            np.testing.assert_array_equal(
-                trained, rollout.tokens_BT[row, : rollout.length_B[row]]
-            )
+            np.testing.assert_array_equal(trained, rollout.tokens_BT[row, : rollout.length_B[row]])
             assert (trained[-1] == here.run.tokenizer.eos_id) == (not rollout.truncated_B[row])
             seen.add(int(row))
     assert seen == set(range(P * G))  # every row once: 16 rows in two micro-batches of 8
@@ -252,9 +250,7 @@ def learned_from(monkeypatch):
 
 def test_dull_groups_are_replaced_by_further_questions(train, half_dull, learned_from):
     # Each epoch of 8 questions is two rounds of 4, with the 4 lively ones somewhere in it.
-    _, here = train(
-        config=settings(steps=2, rewards=half_dull, dynamic_sampling=True, kl_coef=0.0)
-    )
+    _, here = train(config=settings(steps=2, rewards=half_dull, dynamic_sampling=True, kl_coef=0.0))
     assert [row["rollout/rounds"] for row in here.metrics] == [2, 2]
     assert [row["rollout/zero_variance"] for row in here.metrics] == [0.5, 0.5]
     assert len(here.run.calls) == 4
@@ -301,6 +297,38 @@ def test_nothing_to_learn_changes_nothing(train, tiny):
     assert (row["rollout/rounds"], row["rollout/zero_variance"]) == (3, 1.0)
     assert row["loss/gradient_norm"] == 0.0
     assert_same(params, tiny[1])
+
+
+# --- stopping and going on -------------------------------------------------------------
+
+
+def test_stopped_and_resumed_equals_uninterrupted(place, tiny, stopped, monkeypatch):
+    # All that a resume could lose: the stream's position (dynamic sampling skips ahead), the
+    # reference (of step 3), the order of minibatches, the optimiser's moments.
+    monkeypatch.setitem(
+        REWARDS, "half", lambda p, r: p["question"] in "ab" or sum(c in "aeiou" for c in r.text)
+    )
+    config = settings(
+        steps=6, epochs=2, minibatches=2, reference_every=3, warmup_steps=3, checkpoint_every=2,
+        dynamic_sampling=True, max_sampling_rounds=2, rewards={"half": 1.0},
+    )  # fmt: skip
+
+    def run(here):
+        return grpo.run(
+            config, here.run, tiny[1], PROBLEMS, evaluate_every=2,
+            evaluate=lambda params, step: {"eval/x": float(np.abs(params["embed"]).sum())},
+        )  # fmt: skip
+
+    whole = place("whole")
+    want = run(whole)
+    assert sum(row.get("rollout/rounds", 0) for row in whole.metrics) > 6
+    for stop_at, newest in {1: 0, 4: 2, 5: 4}.items():
+        with pytest.raises(stopped):
+            run(place(f"stop{stop_at}", stop_at=stop_at))
+        again = place(f"stop{stop_at}")
+        assert max(again.checkpoints, default=0) == newest
+        assert_same(run(again), want)
+        assert again.metrics == whole.metrics
 
 
 # --- evaluation, messages --------------------------------------------------------------

@@ -108,9 +108,7 @@ def test_a_finished_stage_does_nothing(place, tiny):
 
 
 def test_too_few_examples(place):
-    message = (
-        "12 examples fill fewer than batch_rows=8 rows of row_tokens=20; lower one of them"
-    )
+    message = "12 examples fill fewer than batch_rows=8 rows of row_tokens=20; lower one of them"
     with pytest.raises(ValueError, match=message):
         train(place(), settings(batch_rows=8))
 
