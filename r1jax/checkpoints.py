@@ -52,7 +52,7 @@ class Checkpoints:
     def save(
         self, state: TrainState, meta: Mapping, *, step: int | None = None, reference=None
     ) -> None:
-        """Starts saving `state` under `step` (default: its own); returns when the arrays are copied.
+        """Starts saving `state` under `step` (default: its own); returns when all is copied.
 
         Raises CheckpointError when this or the previous save failed, e.g. on a full disk.
         """

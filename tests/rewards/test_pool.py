@@ -62,7 +62,8 @@ def test_same_as_in_this_process(pool, n):
 
 def test_workers_know_nothing_of_jax_nor_of_the_main_script(pool):
     modules = "__import__('sys').modules"
-    seen = f"{{'jax', 'numpy', 'pytest'}} & set({modules}) or vars({modules}['__main__']).get('__file__')"
+    seen = f"{{'jax', 'numpy', 'pytest'}} & set({modules})"
+    seen += f" or vars({modules}['__main__']).get('__file__')"
     probe = Unpickled(f"{{'answer': '1' if {seen} else '0'}}")
     responses = [Response("\\boxed{0}")] * 16
     assert [p["accuracy"] for p in pool.score_all([probe] * 16, responses)] == [1.0] * 16
