@@ -1,7 +1,6 @@
 """Checkpoints: back bit for bit, past broken ones, and past a full disk."""
 
 import dataclasses
-import gc
 import json
 import logging
 import shutil
@@ -21,21 +20,8 @@ from r1jax.models import abstract_params, load
 from r1jax.optim import OPTIMIZERS
 from r1jax.types import TrainState
 
-# When a read fails, orbax leaves its other reads unfinished behind, and Python complains.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:Exception ignored in. (None|<coroutine object _read_array)"
-    ":pytest.PytestUnraisableExceptionWarning"
-)
-
 ROOT = Path(__file__).parents[1]
 ABOUT = {"stage": "grpo", "seed": 0}
-
-
-@pytest.fixture(autouse=True)
-def collect():
-    """Lets Python complain here, where it is known what about, and not in the next test."""
-    yield
-    gc.collect()
 
 
 def state_at(step, seed=0):
