@@ -96,6 +96,8 @@ class Sampler:
         """
         self.check(prompts)
         prompt_ids = range(len(prompts)) if prompt_ids is None else prompt_ids
+        if len(prompt_ids) != len(prompts):
+            raise ValueError(f"{len(prompt_ids)} prompt_ids for {len(prompts)} prompts")
         width = max(len(p) for p in prompts)
         width += -width % PROMPT_MULTIPLE
         pieces = batch_axis_size(self.mesh)
@@ -115,6 +117,8 @@ class Sampler:
 
     def check(self, prompts: Sequence[Sequence[int]]) -> None:
         """Raises ValueError, before any compilation, where a prompt cannot be sampled from."""
+        if not prompts:
+            raise ValueError("no prompts to sample from")
         context, new = self.model.config.context, self.config.max_tokens
         for i, prompt in enumerate(prompts):
             if not prompt:

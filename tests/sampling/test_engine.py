@@ -302,3 +302,10 @@ def test_a_prompt_that_just_fits(tiny, mesh1):
     p_BTV = probabilities(tiny, rollout)
     away_BT = distance_from_draw(p_BTV, rollout.tokens_BT, uniforms([0], 1, NEW))
     assert away_BT[rollout.mask_BT > 0].max() < 1e-5
+
+
+def test_no_prompts_and_ids_that_do_not_match(tiny, mesh1):
+    with pytest.raises(ValueError, match="no prompts"):
+        sample(tiny, mesh1, [])
+    with pytest.raises(ValueError, match="1 prompt_ids for 2 prompts"):
+        sample(tiny, mesh1, PROMPTS[:2], ids=[3])
