@@ -22,8 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest and known.command != "train":
         commands[known.command].error(f"unknown arguments: {' '.join(rest)}")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("absl", "jax", "orbax"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("jax").setLevel(logging.WARNING)
+    # What orbax logs as an error it raises too: there it gets a message of ours.
+    logging.getLogger("absl").setLevel(logging.INFO if known.debug else logging.CRITICAL)
     from r1jax.checkpoints import CheckpointError
 
     try:

@@ -5,6 +5,7 @@ resume the lines after the checkpoint are dropped, since the steps that wrote th
 again; so the file reads as if nothing had stopped.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -25,19 +26,26 @@ class Writer:
         self._start = time.monotonic() - _last_wall(self.workdir / "metrics.jsonl")
         self._events = None
         if tensorboard:
-            from tensorboardX import SummaryWriter
+            # Not SummaryWriter: its thread dies on a full disk, and the next metrics then wait
+            # for it for ever.
+            from tensorboardX.event_file_writer import EventsWriter
 
-            self._events = SummaryWriter(str(self.workdir / "tensorboard"))
+            folder = self.workdir / "tensorboard"
+            folder.mkdir(exist_ok=True)
+            self._events = EventsWriter(str(folder / "events"), f".{os.getpid()}")
         self._files = {}
 
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
-        for file in self._files.values():
-            file.close()
-        if self._events is not None:
-            self._events.close()
+    def __exit__(self, kind=None, *_):
+        # On a full disk closing fails too; that must not hide what the run ends for.
+        hidden = (OSError,) if kind else ()
+        with contextlib.suppress(*hidden), contextlib.ExitStack() as stack:
+            for file in self._files.values():
+                stack.callback(file.close)
+            if self._events is not None:
+                stack.callback(self._events.close)
 
     def metrics(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         """One line of metrics.jsonl; non-finite values are written as null."""
@@ -45,19 +53,30 @@ class Writer:
         wall = round(time.monotonic() - self._start, 3)
         self._line("metrics.jsonl", {"step": step, "stage": stage, "wall_s": wall} | values)
         if self._events is not None:
+            self._scalars(stage, step, values)
+
+    def _scalars(self, stage: str, step: int, values: Mapping[str, float | None]) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
+        with _mend(self.workdir / "tensorboard"):
             for name, value in values.items():
                 if value is not None:
-                    self._events.add_scalar(f"{stage}/{name}".replace("@", "_at_"), value, step)
+                    summary = scalar(f"{stage}/{name}".replace("@", "_at_"), value)
+                    event = Event(wall_time=time.time(), step=step, summary=summary)
+                    self._events.write_event(event)
+            self._events.flush()
 
     def sample(self, stage: str, step: int, sample: Mapping) -> None:
         """One line of samples.jsonl."""
         self._line("samples.jsonl", {"step": step, "stage": stage} | dict(sample))
 
     def _line(self, name: str, row: dict) -> None:
-        if name not in self._files:
-            self._files[name] = (self.workdir / name).open("a", encoding="utf-8")
-        self._files[name].write(json.dumps(row, ensure_ascii=False) + "\n")
-        self._files[name].flush()
+        with _mend(self.workdir / name):
+            if name not in self._files:
+                self._files[name] = (self.workdir / name).open("a", encoding="utf-8")
+            self._files[name].write(json.dumps(row, ensure_ascii=False) + "\n")
+            self._files[name].flush()
 
     def rewind(self, stage: str, step: int) -> None:
         """Drops the lines of `stage` from after `step`, and torn last lines."""
@@ -79,6 +98,17 @@ class Writer:
             disable=not self.progress, dynamic_ncols=True,
             mininterval=0.2 if sys.stderr.isatty() else 10.0,
         )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _mend(path: Path):
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"writing {path} failed: {error}. Free some space and run the same command again "
+            "to go on from the newest checkpoint"
+        ) from error
 
 
 def replace(path: Path, content: str | bytes) -> None:

@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -129,6 +130,43 @@ def test_tensorboard_events_without_tensorflow(tmp_path):
     (events,) = (tmp_path / "tensorboard").glob("events.out.tfevents.*")
     content = events.read_bytes()
     assert b"grpo/eval/x/pass_at_1" in content and b"bad" not in content
+
+
+FULL = Path("/dev/full")  # every write to it fails as on a full disk
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("name", ["metrics.jsonl", "samples.jsonl"])
+def test_no_room_for_a_line(tmp_path, name):
+    (tmp_path / name).symlink_to(FULL)
+    message = (
+        rf"writing {tmp_path / name} failed: \[Errno 28\] No space left on device. Free some space "
+        "and run the same command again to go on from the newest checkpoint"
+    )
+    # The file is closed on the way out, which fails again: the message stays the first one.
+    with pytest.raises(OSError, match=message), quiet(tmp_path) as writer:
+        if name == "metrics.jsonl":
+            writer.metrics("grpo", 1, {})
+        else:
+            writer.sample("grpo", 1, {})
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
+def test_no_room_hides_no_other_error(tmp_path):
+    with pytest.raises(RuntimeError, match="first"), quiet(tmp_path) as writer:
+        writer._files["metrics.jsonl"] = FULL.open("w")
+        writer._files["metrics.jsonl"].write("waits in a buffer")
+        raise RuntimeError("first")
+
+
+def test_many_events_are_on_disk_at_once(tmp_path):
+    with quiet(tmp_path, tensorboard=True) as writer:
+        for step in range(30):
+            writer.metrics("grpo", step, {"x": step})
+        (events,) = (tmp_path / "tensorboard").iterdir()
+        assert events.read_bytes().count(b"grpo/x") == 30
+    assert not [t for t in threading.enumerate() if t is not threading.main_thread()
+                and "Event" in type(t).__name__]  # fmt: skip
 
 
 def test_progress_goes_to_stderr_and_can_be_off(tmp_path, capsys):

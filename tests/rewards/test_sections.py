@@ -26,3 +26,17 @@ CASES = [
 def test_sections(text, reasoning, final):
     assert sections.reasoning(text) == reasoning
     assert sections.final(text) == final
+
+
+@pytest.mark.parametrize(
+    ("text", "opened", "expected"),
+    [
+        ("<think>a</think>b", False, ("a", "b")),
+        ("a</think>b", True, ("a", "b")),
+        ("x<think>a", False, ("a", "x")),  # never closed: all that follows is reasoning
+        ("42", False, (None, "42")),
+        ("a</think>b", False, (None, "a</think>b")),  # nothing says where reasoning began
+    ],
+)
+def test_parts_for_showing(text, opened, expected):
+    assert sections.parts(text, think_opened=opened) == expected
