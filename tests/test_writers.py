@@ -138,13 +138,13 @@ FULL = Path("/dev/full")  # every write to it fails as on a full disk
 @pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("name", ["metrics.jsonl", "samples.jsonl"])
 def test_no_room_for_a_line(tmp_path, name):
-    (tmp_path / name).symlink_to(FULL)
     message = (
         rf"writing {tmp_path / name} failed: \[Errno 28\] No space left on device. Free some space "
         "and run the same command again to go on from the newest checkpoint"
     )
     # The file is closed on the way out, which fails again: the message stays the first one.
     with pytest.raises(OSError, match=message), quiet(tmp_path) as writer:
+        (tmp_path / name).symlink_to(FULL)  # not before: it can be read for ever
         if name == "metrics.jsonl":
             writer.metrics("grpo", 1, {})
         else:
