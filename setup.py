@@ -36,9 +36,14 @@ setup(
     ],
     extras_require={
         "test": [
-            "ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10", "pytest>=8.3",
-            "pytest-cov>=6.0", "pytest-xdist>=3.6", "ruff>=0.14",
+            "ipykernel>=6.29", "jinja2>=3.1", "nbclient>=0.10", "nbformat>=5.10", "pytest>=8.3",
+            "pytest-cov>=6.0", "pytest-xdist>=3.6", "ruff>=0.14", "safetensors>=0.5",
+            "tokenizers>=0.21",
         ],
+        # Published models: their tokenizers and chat templates. Weights need nothing more.
+        "hf": ["jinja2>=3.1", "tokenizers>=0.21"],
+        # Comparison of exports with the library that reads them (tests/models/test_live.py).
+        "live": ["torch>=2.6", "transformers>=5.0"],
         "tpu": ["jax[tpu]>=0.10.2"],
         "cuda12": ["jax[cuda12]>=0.10.2"],
         "cuda13": ["jax[cuda13]>=0.10.2"],

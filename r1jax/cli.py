@@ -1,4 +1,4 @@
-"""The command line: `r1jax train | eval | sample | plot`.
+"""The command line: `r1jax train | eval | sample | export | plot`.
 
 Modules that start jax are imported by the command that needs them, so that `--help` and
 errors in flags come at once.
@@ -9,6 +9,7 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 
@@ -28,9 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from r1jax.checkpoints import CheckpointError
 
     try:
-        {"train": _train, "eval": _eval, "sample": _sample, "plot": _plot}[known.command](
-            known, rest
-        )
+        actions = {
+            "train": _train, "eval": _eval, "sample": _sample, "export": _export, "plot": _plot,
+        }  # fmt: skip
+        actions[known.command](known, rest)
     except (ValueError, CheckpointError, RuntimeError, OSError) as error:
         # What went wrong is in the message; the trace is for those who ask.
         logging.debug("", exc_info=True)
@@ -73,16 +75,35 @@ def _parser():
     sample.add_argument("--prompt", required=True, help="the question, without the template")
     sample.add_argument("--samples", type=int, default=1)
     _add_sampling(sample, temperature=0.6, top_p=0.95)
+    sample.add_argument("--stream", action="store_true", help="show one response as it comes")
+    export = commands.add_parser(
+        "export", help="write a model as a Hugging Face folder", allow_abbrev=False
+    )
+    _add_folder(export)
+    export.add_argument("--out", required=True, help="folder to make")
     plot = commands.add_parser("plot", help="draw the figures of a run", allow_abbrev=False)
     plot.add_argument("--workdir", required=True)
-    return parser, {"train": train, "eval": evaluate, "sample": sample, "plot": plot}
+    return parser, {
+        "train": train, "eval": evaluate, "sample": sample, "export": export, "plot": plot,
+    }  # fmt: skip
+
+
+def _add_folder(parser) -> None:
+    parser.add_argument(
+        "--model", required=True,
+        help="a run, a stage's or one checkpoint's folder, or one of Hugging Face's",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), help="of the weights; default: as they are"
+    )
 
 
 def _add_model(parser) -> None:
-    parser.add_argument(
-        "--model", required=True, help="a run, a stage's or one checkpoint's folder"
-    )
+    _add_folder(parser)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--template", help="a prompt of r1jax/templates.py, or 'chat': the tokenizer's own"
+    )
 
 
 def _add_sampling(parser, *, temperature: float, top_p: float) -> None:
@@ -106,6 +127,7 @@ def _eval(flags, _) -> None:
     name, scores = evaluate(
         flags.model, flags.benchmark, problems, samples=flags.samples, seed=flags.seed,
         temperature=flags.temperature, top_p=flags.top_p, max_tokens=flags.max_tokens,
+        dtype=flags.dtype, template=flags.template,
     )  # fmt: skip
     if flags.json:
         print(json.dumps({"benchmark": name, "questions": len(problems)} | scores))
@@ -123,12 +145,16 @@ def _sample(flags, _) -> None:
     from r1jax.inference import sample
     from r1jax.rewards.sections import parts
 
-    for i, response in enumerate(
-        sample(
-            flags.model, flags.prompt, samples=flags.samples, seed=flags.seed,
-            temperature=flags.temperature, top_p=flags.top_p, max_tokens=flags.max_tokens,
-        )
-    ):  # fmt: skip
+    responses = sample(
+        flags.model, flags.prompt, samples=flags.samples, seed=flags.seed,
+        temperature=flags.temperature, top_p=flags.top_p, max_tokens=flags.max_tokens,
+        dtype=flags.dtype, template=flags.template,
+        on_text=partial(print, end="", flush=True) if flags.stream else None,
+    )  # fmt: skip
+    if flags.stream:
+        print()
+        return
+    for i, response in enumerate(responses):
         reasoning, rest = parts(response.text, think_opened=response.think_opened)
         cut = ", cut off" if response.truncated else ""
         print(f"--- response {i + 1} ({response.tokens} tokens{cut})")
@@ -137,6 +163,13 @@ def _sample(flags, _) -> None:
                 "reasoning:\n" + "\n".join(f"  | {line}" for line in reasoning.strip().splitlines())
             )
         print(rest.strip())
+
+
+def _export(flags, _) -> None:
+    from r1jax.inference import export
+
+    export(flags.model, flags.out, dtype=flags.dtype)
+    print(flags.out)
 
 
 def _plot(flags, _) -> None:

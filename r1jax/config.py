@@ -123,6 +123,8 @@ def _value(hint, value, where: str):
         raise ConfigError(f"{where} is not set; give it with --{where}=…")
     allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     for option in allowed:
+        if dataclasses.is_dataclass(option) and isinstance(value, Mapping):
+            return build(option, value, where)
         origin = typing.get_origin(option) or option
         if origin is tuple and isinstance(value, tuple | list):
             return _tuple(typing.get_args(option), value, where)

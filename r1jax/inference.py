@@ -1,37 +1,86 @@
 """Using a trained model: evaluation and sampling for the command line and for notebooks."""
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
 
-from r1jax import checkpoints, models
+from r1jax import checkpoints, models, pipeline
+from r1jax.config import unknown
+from r1jax.data.convert import to_huggingface
 from r1jax.data.sources import benchmark_name
-from r1jax.data.tokenizers import SentencePieceTokenizer
+from r1jax.data.tokenizers import SentencePieceTokenizer, StreamDecoder, open_tokenizer
+from r1jax.models import huggingface
+from r1jax.models.huggingface import is_folder
 from r1jax.rewards import Response
 from r1jax.run import Run
 from r1jax.sampling.engine import SamplingConfig
 from r1jax.sharding import make_mesh
 from r1jax.stages.evaluate import EvaluateConfig, Evaluator
-from r1jax.templates import Template
+from r1jax.templates import TEMPLATES, Template
 from r1jax.train import enable_compilation_cache
 
+log = logging.getLogger("r1jax")
 
-def open_model(path: str | Path, *, seed: int = 0) -> tuple[Run, dict]:
-    """(run, params) for the newest checkpoint that `path` means, on all devices.
 
+def open_model(
+    path: str | Path, *, seed: int = 0, dtype: str | None = None, template: str | None = None
+) -> tuple[Run, dict]:
+    """(run, params) for a Hugging Face folder, or the newest checkpoint that `path` means.
+
+    On all devices. `template` names one of `r1jax.templates`, or is 'chat'; by default it is
+    the one that a run was made with, and the chat template of a Hugging Face folder, or
+    r1_zero where it has none.
     Raises CheckpointError or ValueError naming what is missing.
     """
     enable_compilation_cache()
-    folder, mesh = checkpoints.find(path), make_mesh()
-    model, params = models.load(folder, mesh=mesh)
-    workdir = folder.parents[2]  # RUN/checkpoints/STAGE/STEP
+    if template not in (None, "chat", *TEMPLATES):
+        raise ValueError(unknown(f"template={template!r}", template, [*TEMPLATES, "chat"]))
+    mesh = make_mesh()
+    published = is_folder(path)
+    folder = Path(path).absolute() if published else checkpoints.find(path)
+    workdir = folder if published else folder.parents[2]  # RUN/checkpoints/STAGE/STEP
+    tokenizer = open_tokenizer(workdir)
+    pipeline.check_vocabulary(tokenizer, models.read_config(folder), f"the tokenizer in {workdir}")
+    if published and template is None:
+        template = "chat" if tokenizer.chat_template else "r1_zero"
+        log.info("prompts: template %s", template)
+    if template is None:
+        prompt = Template(**checkpoints.load_meta(folder)["template"])
+    else:
+        prompt = pipeline.make_template(template, tokenizer, {})
+    model, params = models.load(folder, mesh=mesh, dtype=dtype)
     run = Run(
         workdir=workdir, stage="inference", seed=seed, mesh=mesh, model=model,
-        tokenizer=SentencePieceTokenizer.load(workdir / "tokenizer.model"),
-        template=Template(**checkpoints.load_meta(folder)["template"]), writer=None,
+        tokenizer=tokenizer, template=prompt, writer=None,
     )  # fmt: skip
     return run, params
+
+
+def export(path: str | Path, out: str | Path, *, dtype: str | None = None) -> None:
+    """Writes a Hugging Face folder of a model: config.json, weights, tokenizer.
+
+    A sentencepiece tokenizer goes along as tokenizer.json too, which transformers reads.
+    Raises ValueError where `out` is there already, and CheckpointError or ValueError
+    naming what is missing.
+    """
+    mesh = make_mesh()
+    published = is_folder(path)
+    folder = Path(path).absolute() if published else checkpoints.find(path)
+    tokenizer = open_tokenizer(folder if published else folder.parents[2])
+    files = tokenizer.files()
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        files |= to_huggingface(tokenizer)
+    model, params = models.load(folder, mesh=mesh)
+    ends = list(tokenizer.stop_ids)
+    special = {
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": ends if len(ends) > 1 else ends[0],
+        "pad_token_id": tokenizer.pad_id,
+    }
+    huggingface.save(out, model, params, dtype=dtype, special=special, files=files)
 
 
 def evaluate(
@@ -44,9 +93,11 @@ def evaluate(
     top_p: float = 0.95,
     max_tokens: int | None = None,
     seed: int = 0,
+    dtype: str | None = None,
+    template: str | None = None,
 ) -> tuple[str, dict[str, float]]:
     """(benchmark name, scores) as `stages.evaluate.score` gives them."""
-    run, params = open_model(path, seed=seed)
+    run, params = open_model(path, seed=seed, dtype=dtype, template=template)
     name = benchmark_name(benchmark)
     if max_tokens is None:
         max_tokens = _room(run, [p["question"] for p in problems])
@@ -56,7 +107,11 @@ def evaluate(
     with jax.set_mesh(run.mesh):
         evaluator = Evaluator(config, run, {name: problems})
         with _bar(name) as bar:
-            _, scores = evaluator.respond(params, name, 0, on_tokens=bar.update)
+
+            def count(new: Mapping[int, np.ndarray]) -> None:
+                bar.update(sum(map(len, new.values())))
+
+            _, scores = evaluator.respond(params, name, 0, on_tokens=count)
     return name, scores
 
 
@@ -69,17 +124,33 @@ def sample(
     top_p: float = 0.95,
     max_tokens: int | None = None,
     seed: int = 0,
+    dtype: str | None = None,
+    template: str | None = None,
+    on_text: Callable[[str], None] | None = None,
 ) -> list[Response]:
-    """Responses of a model to one question."""
+    """Responses of a model to one question.
+
+    `on_text` is given the text of a single response as it comes, never half a character.
+    """
     if samples < 1:
         raise ValueError(f"samples={samples} must be at least 1")
-    run, params = open_model(path, seed=seed)
+    if on_text and samples > 1:
+        raise ValueError(f"samples={samples}: only a single response can be shown as it comes")
+    run, params = open_model(path, seed=seed, dtype=dtype, template=template)
     max_tokens = _room(run, [question]) if max_tokens is None else max_tokens
     config = SamplingConfig(max_tokens, temperature=temperature, top_p=top_p)
+    stream = StreamDecoder(run.tokenizer)
+
+    def show(new: Mapping[int, np.ndarray]) -> None:
+        on_text(stream.push(new.get(0, ())))
+
     with jax.set_mesh(run.mesh):
         rollout = run.sampler(config)(
-            params, [run.prompt(question)], run.key("sample"), group_size=samples
-        )
+            params, [run.prompt(question)], run.key("sample"), group_size=samples,
+            on_tokens=on_text and show,
+        )  # fmt: skip
+    if on_text:
+        on_text(stream.finish())
     return run.responses(rollout)
 
 

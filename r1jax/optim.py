@@ -12,6 +12,8 @@ import jax
 import optax
 from jax.sharding import PartitionSpec
 
+from r1jax.sharding import path_name
+
 Optimizer = optax.GradientTransformation
 
 # Layouts of optimiser state that is no parameter's moment (whose path ends in the parameter's).
@@ -36,9 +38,11 @@ def muon(
     """
 
     def dimensions(params):
-        def one(path, _):
-            stacked = getattr(path[-1], "key", None) == "kernel"  # [L, in, out]
-            return optax.contrib.MuonDimensionNumbers(1, 2) if stacked else None
+        def one(path, leaf):
+            if getattr(path[-1], "key", None) != "kernel" or "router" in path_name(path):
+                return None
+            rows = leaf.ndim - 2  # of [L, in, out], or [L, E, in, out] of experts
+            return optax.contrib.MuonDimensionNumbers(rows, rows + 1)
 
         return jax.tree_util.tree_map_with_path(one, params)
 

@@ -18,18 +18,27 @@ from pathlib import Path
 import jax
 
 import r1jax
-from r1jax import checkpoints, config
+from r1jax import checkpoints, config, models
 from r1jax.config import ConfigError
+from r1jax.data.chat import chat_prompt
 from r1jax.data.examples import load_examples
 from r1jax.data.sources import benchmark_name, fingerprint, load_problems
 from r1jax.data.tasks import TASKS
-from r1jax.data.tokenizers import SentencePieceTokenizer, Tokenizer, train_sentencepiece
-from r1jax.models import abstract_params
-from r1jax.models.transformer import Transformer, TransformerConfig
+from r1jax.data.tokenizers import (
+    JSON_FILE,
+    MODEL_FILE,
+    Tokenizer,
+    open_tokenizer,
+    train_sentencepiece,
+)
+from r1jax.models import load_params, make_model
+from r1jax.models.families import CONFIGS, Config
+from r1jax.models.huggingface import is_folder
+from r1jax.models.presets import PRESETS
 from r1jax.run import Run
 from r1jax.sharding import make_mesh
 from r1jax.stages import evaluate, grpo, pretrain, sft
-from r1jax.templates import TEMPLATES
+from r1jax.templates import TEMPLATES, Template
 from r1jax.writers import Writer, replace
 
 KINDS = {"pretrain": pretrain.PretrainConfig, "sft": sft.SftConfig, "grpo": grpo.GrpoConfig}
@@ -41,12 +50,14 @@ class MeshConfig:
     data: int = 1
     fsdp: int = -1
     tensor: int = 1
+    expert: int = 1
 
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """A sentencepiece model at `path`, or one trained on `corpus` (`task:NAME`, or a .jsonl
-    file of examples) with at most `vocabulary` pieces."""
+    """A tokenizer at `path` (a folder, its tokenizer.json, or a sentencepiece model), or one
+    trained on `corpus` (`task:NAME`, or a .jsonl file of examples) with at most `vocabulary`
+    pieces."""
 
     path: str = ""
     corpus: str = ""
@@ -55,7 +66,7 @@ class TokenizerConfig:
 
     def __post_init__(self):
         if bool(self.path) == bool(self.corpus):
-            raise ValueError("set either path (a sentencepiece model) or corpus (to train one)")
+            raise ValueError("set either path (of a tokenizer) or corpus (to train one)")
 
 
 @dataclass(frozen=True)
@@ -70,10 +81,12 @@ class Stage:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A whole config, checked."""
+    """A whole config, checked. `template` names a prompt of `r1jax.templates`, or is 'chat':
+    the tokenizer's own chat template, given the variables `chat` (and a `system` message)."""
 
     seed: int
     template: str
+    chat: Mapping
     mesh: MeshConfig
     tokenizer: TokenizerConfig
     model: Mapping
@@ -88,7 +101,10 @@ def parse(plain: Mapping) -> Experiment:
     names = plain.get("stages", ())
     if not isinstance(names, list | tuple):
         raise ConfigError(f"config.stages={names!r} is no tuple; write ({names!r},)")
-    known = {"seed", "template", "mesh", "tokenizer", "model", "stages", "evaluate", "data", *names}
+    known = {
+        "seed", "template", "chat", "mesh", "tokenizer", "model", "stages", "evaluate", "data",
+        "base", *names,
+    }  # fmt: skip
     # A stage that `stages` leaves out may stay defined.
     known |= {
         name for name, value in plain.items() if isinstance(value, Mapping) and "kind" in value
@@ -99,28 +115,55 @@ def parse(plain: Mapping) -> Experiment:
     if not names:
         raise ConfigError("config.stages is empty; name at least one stage")
     template = plain.get("template", "r1_zero")
-    if template not in TEMPLATES:
+    if template != "chat" and template not in TEMPLATES:
         raise ConfigError(
-            config.unknown(f"config.template={template!r}", template, list(TEMPLATES))
+            config.unknown(f"config.template={template!r}", template, [*TEMPLATES, "chat"])
         )
+    chat = plain.get("chat", {})
+    config.check_section(chat, "config.chat")
     seed = plain.get("seed", 0)
     if type(seed) is not int or seed < 0:
         raise ConfigError(f"config.seed={seed!r} must be an integer >= 0")
     model = plain.get("model", {})
     config.check_section(model, "config.model")
-    config.build(TransformerConfig, {"vocabulary": 1, **model}, "config.model")
+    model_config(model, vocabulary=1)
+    tokenizer = plain.get("tokenizer") or ({"path": model["path"]} if "path" in model else {})
     evaluation = plain.get("evaluate")
     return Experiment(
         seed=seed,
         template=template,
+        chat=chat,
         mesh=config.build(MeshConfig, plain.get("mesh", {}), "config.mesh"),
-        tokenizer=config.build(TokenizerConfig, plain.get("tokenizer", {}), "config.tokenizer"),
+        tokenizer=config.build(TokenizerConfig, tokenizer, "config.tokenizer"),
         model=model,
         stages=tuple(_stage(plain, name, names[:i]) for i, name in enumerate(names)),
         evaluate=evaluation
         and config.build(evaluate.EvaluateConfig, evaluation, "config.evaluate"),
         plain=plain,
     )
+
+
+def model_config(section: Mapping, *, vocabulary: int) -> Config:
+    """The config that `config.model` means; raises ConfigError.
+
+    `path` takes a folder's (Hugging Face's, a run's or a checkpoint's), `preset` a published
+    model's, and what else is given replaces values in it; without either, `family` says
+    which kind is described. `vocabulary` counts where nothing else says so.
+    """
+    section = dict(section)
+    path, preset = section.pop("path", None), section.pop("preset", None)
+    family = section.pop("family", "dense")
+    if path and preset:
+        raise ConfigError(f"config.model has path={path!r} and preset={preset!r}; give one")
+    if family not in CONFIGS:
+        raise ConfigError(config.unknown(f"config.model.family={family!r}", family, list(CONFIGS)))
+    if preset and preset not in PRESETS:
+        raise ConfigError(config.unknown(f"config.model.preset={preset!r}", preset, list(PRESETS)))
+    if not (path or preset):
+        return config.build(CONFIGS[family], {"vocabulary": vocabulary, **section}, "config.model")
+    base = PRESETS[preset] if preset else models.read_config(path)
+    changed = {**dataclasses.asdict(base), **section}
+    return config.build(type(base), changed, "config.model")
 
 
 def _stage(plain: Mapping, name: str, earlier: Sequence[str]) -> Stage:
@@ -152,19 +195,20 @@ def execute(
     benchmarks = {}
     if experiment.evaluate:
         benchmarks = {benchmark_name(s): load_problems(s) for s in experiment.evaluate.benchmarks}
-    tokenizer = make_tokenizer(experiment.tokenizer, workdir / "tokenizer.model", experiment.seed)
-    model = Transformer(
-        TransformerConfig(**{"vocabulary": padded_vocabulary(tokenizer), **experiment.model})
-    )
+    tokenizer = make_tokenizer(experiment.tokenizer, workdir, experiment.seed)
+    model = make_model(model_config(experiment.model, vocabulary=padded_vocabulary(tokenizer)))
+    check_vocabulary(tokenizer, model.config, "config.tokenizer")
+    template = make_template(experiment.template, tokenizer, experiment.chat)
     manifest = Manifest(workdir / "manifest.json", experiment)
     with jax.set_mesh(mesh):
         for stage in experiment.stages:
-            run = Run(
-                workdir=workdir, stage=stage.name, seed=experiment.seed, mesh=mesh, model=model,
-                tokenizer=tokenizer, template=TEMPLATES[experiment.template], writer=writer,
-            )  # fmt: skip
             if manifest.finished(stage.name):
                 continue
+            base = _base(stage, workdir)
+            run = Run(
+                workdir=workdir, stage=stage.name, seed=experiment.seed, mesh=mesh, model=model,
+                tokenizer=tokenizer, template=template, writer=writer, base=base,
+            )  # fmt: skip
             params = _initial(stage, run)
             if stage.kind == "pretrain":
                 pretrain.run(stage.settings, run)
@@ -188,26 +232,58 @@ def _load(stage: Stage) -> list[dict] | None:
     return load_examples(stage.settings.examples) if stage.kind == "sft" else None
 
 
-def _initial(stage: Stage, run: Run):
-    """Parameters that a stage starts from, or None for random ones."""
+def _base(stage: Stage, workdir: Path) -> str:
+    """What a stage starts from: '', a checkpoint (of this run: relative to it), or a folder."""
     if not stage.init:
+        return ""
+    own = workdir / "checkpoints" / stage.init  # an absolute path stays as it is
+    path = own if own.is_dir() else Path(stage.init).absolute()
+    path = path if is_folder(path) else checkpoints.find(path)
+    return str(path.relative_to(workdir) if path.is_relative_to(workdir) else path)
+
+
+def _initial(stage: Stage, run: Run):
+    """Parameters that a stage starts from, or None for random ones.
+
+    Under adapters they stay as they are, so they need no more digits than the activations.
+    """
+    if not run.base:
         return None
-    folder = run.workdir / "checkpoints" / stage.init
-    if not folder.is_dir():
-        folder = Path(stage.init)
-    return checkpoints.load_params(checkpoints.find(folder), abstract_params(run.model, run.mesh))
+    frozen = getattr(stage.settings, "lora", None) is not None and stage.settings.lora.rank
+    dtype = run.model.config.dtype if frozen else "float32"
+    return load_params(run.workdir / run.base, run.model, run.mesh, dtype)
 
 
 def padded_vocabulary(tokenizer: Tokenizer) -> int:
     return tokenizer.vocabulary + -tokenizer.vocabulary % VOCABULARY_MULTIPLE
 
 
-def make_tokenizer(settings: TokenizerConfig, path: Path, seed: int) -> SentencePieceTokenizer:
-    """The run's tokenizer, kept at `path`; trained there if it must be and is not yet."""
-    if path.exists():
-        return SentencePieceTokenizer.load(path)
+def check_vocabulary(tokenizer: Tokenizer, model: Config, where: str) -> None:
+    """Raises ConfigError for a tokenizer that knows more ids than the model."""
+    if tokenizer.vocabulary > model.vocabulary:
+        raise ConfigError(
+            f"{where} has {tokenizer.vocabulary} ids, but the model's vocabulary is "
+            f"{model.vocabulary}: the tokenizer is another model's; take the one that came "
+            "with the weights"
+        )
+
+
+def make_template(name: str, tokenizer: Tokenizer, chat: Mapping) -> Template:
+    """The prompt template of that name; 'chat' is the tokenizer's own."""
+    if name != "chat":
+        return TEMPLATES[name]
+    try:
+        return chat_prompt(tokenizer, **chat)
+    except ValueError as error:
+        raise ConfigError(f"config.template='chat': {error}") from error
+
+
+def make_tokenizer(settings: TokenizerConfig, workdir: Path, seed: int) -> Tokenizer:
+    """The run's tokenizer, kept in its folder; trained there if it must be and is not yet."""
+    if any((workdir / name).exists() for name in (JSON_FILE, MODEL_FILE)):
+        return open_tokenizer(workdir)
     if settings.path:
-        tokenizer = SentencePieceTokenizer.load(settings.path)
+        tokenizer = open_tokenizer(settings.path)
     else:
         if settings.corpus.startswith("task:"):
             name = settings.corpus.removeprefix("task:")
@@ -221,8 +297,15 @@ def make_tokenizer(settings: TokenizerConfig, path: Path, seed: int) -> Sentence
         tokenizer = train_sentencepiece(
             corpus, settings.vocabulary, merge_words=settings.merge_words
         )
-    replace(path, tokenizer.model)
+    keep_tokenizer(tokenizer, workdir)
     return tokenizer
+
+
+def keep_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Writes the tokenizer's files; the one by which it is found last, when all are there."""
+    files = tokenizer.files()
+    for name in sorted(files, key=lambda name: name in (JSON_FILE, MODEL_FILE)):
+        replace(folder / name, files[name])
 
 
 def _commit() -> str | None:

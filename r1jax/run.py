@@ -9,10 +9,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from r1jax import models
 from r1jax.checkpoints import Checkpoints
 from r1jax.data.packing import Document
 from r1jax.data.tokenizers import Tokenizer
-from r1jax.models.transformer import Transformer
+from r1jax.models.decoder import Decoder
+from r1jax.models.lora import LoraConfig
 from r1jax.rewards import Response
 from r1jax.sampling.engine import Sampler, SamplingConfig
 from r1jax.templates import Template
@@ -28,10 +30,11 @@ class Run:
     stage: str
     seed: int
     mesh: Mesh
-    model: Transformer
+    model: Decoder
     tokenizer: Tokenizer
     template: Template
     writer: Writer | None  # None where nothing is to be written
+    base: str = ""  # what the stage's parameters started from: a folder
 
     def key(self, *names: str | int) -> Array:
         """A random key that is a function of (seed, stage, names) alone."""
@@ -46,19 +49,26 @@ class Run:
         words = [zlib.crc32(n.encode()) if isinstance(n, str) else n for n in (self.stage, *names)]
         return np.random.default_rng([self.seed, *words])
 
-    def checkpoints(self, *, keep: int = 2) -> Checkpoints:
-        """The stage's checkpoints, which say themselves what model and prompt they belong to."""
+    def checkpoints(self, *, keep: int = 2, lora: LoraConfig | None = None) -> Checkpoints:
+        """The stage's checkpoints, which say themselves what model and prompt they belong to.
+
+        With adapters (`lora.rank`) they hold these alone, and say what base they adapt.
+        """
         about = {
             "stage": self.stage,
             "seed": self.seed,
             "template": dataclasses.asdict(self.template),
-            "model": dataclasses.asdict(self.model.config),
+            "model": models.describe(self.model),
         }
+        if lora is not None and lora.rank:
+            about["lora"] = dataclasses.asdict(lora) | {"base": self.base}
         return Checkpoints(self.workdir / "checkpoints" / self.stage, about=about, keep=keep)
 
     def prompt(self, question: str) -> list[int]:
-        """Token ids of the templated question, begin token first."""
-        return [self.tokenizer.bos_id, *self.tokenizer.encode(self.template.render(question))]
+        """Token ids of the templated question, begin token first where the model has one."""
+        begin = [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
+        text = self.template.render(question, self.tokenizer.specials)
+        return [*begin, *self.tokenizer.encode(text)]
 
     def document(self, question: str, response: str) -> Document:
         """Templated question and response, end token last, for next-token training."""
@@ -70,7 +80,7 @@ class Run:
     def sampler(self, config: SamplingConfig) -> Sampler:
         return Sampler(
             self.model, config,
-            eos_id=self.tokenizer.eos_id, pad_id=self.tokenizer.pad_id, mesh=self.mesh,
+            stop_ids=self.tokenizer.stop_ids, pad_id=self.tokenizer.pad_id, mesh=self.mesh,
         )  # fmt: skip
 
     def responses(self, rollout: Rollout) -> list[Response]:

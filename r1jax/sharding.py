@@ -1,10 +1,11 @@
 """Meshes, and the rules that lay arrays out on them.
 
-A mesh has three axes: `data` (copies of the weights), `fsdp` (weights and optimiser
-state cut, gathered when used) and `tensor` (heads and feed-forward cut). Rows of a
-batch are cut over data × fsdp. Parameters follow an ordered list of
-(path regex, PartitionSpec) that stands beside each model: the first match decides.
-To try another layout change the list, nothing else.
+A mesh has four axes: `data` (copies of the weights), `fsdp` (weights and optimiser
+state cut, gathered when used), `expert` (the experts of sparse models dealt out; for all
+else one more fsdp or data axis) and `tensor` (heads and feed-forward cut). Rows of a batch
+are cut over all but tensor. Parameters follow an ordered list of (path regex,
+PartitionSpec) that stands beside each model: the first match decides. To try another
+layout change the list, nothing else.
 
 Axes are of the Auto kind: the compiler propagates layouts from the few that are
 given (`jax.make_mesh` would default to Explicit axes). jit with shardings replaces
@@ -18,18 +19,20 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-AXES = ("data", "fsdp", "tensor")
-BATCH = ("data", "fsdp")  # the axes that rows are cut over
+AXES = ("data", "fsdp", "expert", "tensor")
+BATCH = ("data", "fsdp", "expert")  # the axes that rows are cut over
 Rules = tuple[tuple[str, P], ...]
 
 
-def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices=None) -> Mesh:
-    """A (data, fsdp, tensor) mesh over `devices` (default: all); one size may be -1, the rest.
+def make_mesh(
+    data: int = 1, fsdp: int = -1, tensor: int = 1, expert: int = 1, devices=None
+) -> Mesh:
+    """A mesh of these sizes over `devices` (default: all); one size may be -1, the rest.
 
     Raises ValueError when the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = [data, fsdp, tensor]
+    sizes = [data, fsdp, expert, tensor]
     if sizes.count(-1) > 1 or any(s < 1 and s != -1 for s in sizes):
         raise ValueError(f"mesh sizes {dict(zip(AXES, sizes, strict=True))}: at most one may be -1")
     known = int(np.prod([s for s in sizes if s != -1]))
@@ -37,11 +40,13 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices=None) -> M
         sizes[sizes.index(-1)] = len(devices) // known
     if int(np.prod(sizes)) != len(devices):
         raise ValueError(
-            f"mesh data={data} fsdp={fsdp} tensor={tensor} does not cover {len(devices)} devices; "
-            "set one of config.mesh.data, config.mesh.fsdp, config.mesh.tensor to -1 "
+            f"mesh data={data} fsdp={fsdp} expert={expert} tensor={tensor} does not cover "
+            f"{len(devices)} devices; set one of config.mesh.data, fsdp, expert, tensor to -1 "
             "(it takes what is left) or make the product equal"
         )
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    return jax.make_mesh(
+        tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
+    )
 
 
 def batch_axis_size(mesh: Mesh) -> int:
@@ -92,7 +97,8 @@ def shardings(mesh: Mesh, shapes, rules: Rules):
             if size % pieces:
                 raise ValueError(
                     f"{name} {leaf.shape}: dimension {size} is not divisible by {pieces} "
-                    f"(mesh axes {', '.join(names)}); use a mesh whose axes divide it"
+                    f"(mesh axes {', '.join(f'{a}={mesh.shape[a]}' for a in names)}); use a mesh "
+                    "whose axes divide it (config.mesh)"
                 )
         return NamedSharding(mesh, spec)
 

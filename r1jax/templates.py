@@ -2,9 +2,11 @@
 
 The question is a user's text and may not act as anything else. `render` therefore breaks
 every tag that appears in it by a space after the bracket (`<think>` becomes `< think>`),
-visibly, so that neither the tokenizer nor a reward takes it for the model's own.
+visibly, so that neither the tokenizer nor a reward takes it for the model's own. The texts
+of a tokenizer's control tokens (`<|im_end|>`) are broken in the same way.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from r1jax.rewards.sections import TAGS, THINK
@@ -37,16 +39,34 @@ class Template:
                 f"think_opened says whether the last thing in the prompt is {THINK}"
             )
 
-    def render(self, question: str) -> str:
-        """The prompt for `question`, whose tags are broken and whose braces stay as they are."""
-        return self.text.replace(_SLOT, escape(question))
+    def render(self, question: str, reserved: Sequence[str] = ()) -> str:
+        """The prompt for `question`, whose tags and `reserved` texts are broken by `escape`.
+
+        Braces in the question stay as they are.
+        """
+        return self.text.replace(_SLOT, escape(question, reserved))
 
 
-def escape(text: str) -> str:
-    """`text` with each of the four tags broken by a space, so that it holds none."""
-    for tag in TAGS:
-        text = text.replace(tag, tag.replace("<", "< "))
+def escape(text: str, reserved: Sequence[str] = ()) -> str:
+    """`text` with each tag and each `reserved` text broken by a space, so that it holds none.
+
+    The space follows the first character. Raises ValueError for a reserved text that this
+    does not break (see `breakable`).
+    """
+    if stuck := [word for word in reserved if not breakable(word)]:
+        raise ValueError(f"reserved text {stuck[0]!r} cannot be broken by a space; leave it out")
+    words = (*TAGS, *reserved)
+    # One break can make another reserved text ("<x>" becomes "< x>"). Every round widens a
+    # gap after a visible character, and no text matches a gap wider than its own: it ends.
+    while present := [word for word in words if word in text]:
+        for word in present:
+            text = text.replace(word, f"{word[0]} {word[1:]}")
     return text
+
+
+def breakable(word: str) -> bool:
+    """Whether a space after the first character of `word` leaves no `word` behind."""
+    return word[:1] not in ("", " ") and word[1:].strip(" ") != ""
 
 
 # The content of arXiv:2501.12948, Table 1, in words of our own: who speaks, which tags
@@ -64,4 +84,5 @@ TEMPLATES: dict[str, Template] = {
     "r1_zero": Template(_R1_ZERO),
     # For the miniature, whose base model has never read an instruction.
     "r1_zero_short": Template("User: {prompt} Assistant:"),
+    "plain": Template("{prompt}"),  # the question alone, for a model to go on from
 }

@@ -60,7 +60,7 @@ def _claim(workdir: Path, plain: dict) -> None:
     """Makes the workdir this config's; refuses one in which something was made with another."""
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / "config.json"
-    made = ("tokenizer.model", "metrics.jsonl", "checkpoints")
+    made = ("tokenizer.model", "tokenizer.json", "metrics.jsonl", "checkpoints")
     if not path.exists() or not any((workdir / name).exists() for name in made):
         replace(path, json.dumps(plain, indent=2) + "\n")
         return

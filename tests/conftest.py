@@ -33,7 +33,7 @@ import numpy as np
 import pytest
 
 from r1jax.models import transformer
-from r1jax.models.layers import rope_angles
+from r1jax.models.rope import rope_angles
 from r1jax.models.transformer import Transformer, TransformerConfig
 from r1jax.sharding import make_mesh
 
@@ -97,8 +97,8 @@ def absolute_positions(monkeypatch):
     off by a constant change nothing.
     """
 
-    def squared(positions_BT, head_dim, theta):
-        return rope_angles(positions_BT**2 / 8, head_dim, theta)
+    def squared(positions_BT, *settings):
+        return rope_angles(positions_BT**2 / 8, *settings)
 
     monkeypatch.setattr(transformer, "rope_angles", squared)
 

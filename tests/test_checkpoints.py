@@ -16,7 +16,7 @@ import pytest
 from r1jax import checkpoints
 from r1jax.checkpoints import CheckpointError, Checkpoints
 from r1jax.learner import init_state
-from r1jax.models import abstract_params, load
+from r1jax.models import abstract_params, describe, load
 from r1jax.optim import OPTIMIZERS
 from r1jax.types import TrainState
 
@@ -301,10 +301,13 @@ def test_load_params_of_another_shape(workdir):
 
 def test_a_checkpoint_says_itself_what_its_model_is(tmp_path, tiny, mesh8):
     model, params = tiny
-    about = {"model": dataclasses.asdict(model.config)}
+    about = {"model": describe(model)}
     with Checkpoints(tmp_path, about=about) as saved:
         saved.save(TrainState(params, (), jnp.int32(1)), {})
-    loaded, found = load(tmp_path, mesh=mesh8, dtype="bfloat16")
-    assert loaded.config == dataclasses.replace(model.config, dtype="bfloat16")
+    loaded, found = load(tmp_path, mesh=mesh8)
+    assert loaded.config == model.config
     assert_equal(found, params)
+    loaded, half = load(tmp_path, mesh=mesh8, dtype="bfloat16")
+    assert loaded.config == dataclasses.replace(model.config, dtype="bfloat16")
+    assert_equal(half, jax.tree.map(lambda p: p.astype(jnp.bfloat16), params))
     assert found["embed"].sharding.mesh == mesh8

@@ -239,7 +239,7 @@ def test_a_run_without_its_tokenizer(trained, tmp_path, problems, capsys):
     shutil.copytree(trained, run)
     os.remove(run / "tokenizer.model")
     said = fails(capsys, "eval", f"--model={run}", f"--benchmark={problems}")
-    assert f"no tokenizer at {run / 'tokenizer.model'}" in said
+    assert f"no tokenizer in {run}: expected tokenizer.json or tokenizer.model" in said
 
 
 # --- sample, plot ----------------------------------------------------------------------

@@ -139,7 +139,7 @@ def test_overrides_that_cannot_be_read(overrides, message):
         ("mesh.fsd=3", "config.mesh.fsd is unknown; did you mean 'fsdp'?"),
         ("grpo.zzz=1", "config.grpo.zzz is unknown; known: "),
         ("template=r1_zer", "config.template='r1_zer' is unknown; did you mean 'r1_zero'?"),
-        ("template=3", "config.template='3' is unknown; known: r1_zero, r1_zero_short"),
+        ("template=3", "config.template='3' is unknown; known: chat, plain, r1_zero, r1_zero_short"),
         ("grpo.kind=gropo", "config.grpo.kind='gropo' is unknown; did you mean 'grpo'?"),
         ("grpo.loss=grop", "config.grpo: loss='grop' is unknown; known: grpo, dr_grpo, dapo, gspo"),
         ("grpo.optimizer=sgd", "config.grpo: optimizer='sgd' is unknown; known: adamw, muon"),
@@ -197,7 +197,7 @@ def test_overrides_that_cannot_be_read(overrides, message):
         ("model.heads=3", "config.model: heads=3 is not divisible by kv_heads=2"),
         ("model.head_dim=3", "config.model: head_dim=3 must be even (rotary pairs)"),
         ("model.dtype=float16", "config.model: dtype='float16' must be 'float32' or 'bfloat16'"),
-        ("tokenizer.path=x", "config.tokenizer: set either path (a sentencepiece model) or corpus"),
+        ("tokenizer.path=x", "config.tokenizer: set either path (of a tokenizer) or corpus"),
         # how stages hang together
         ("stages=()", "config.stages is empty; name at least one stage"),
         ("stages=('pretrain','sft')", "config.stages names 'sft', but there is no config.sft"),

@@ -97,7 +97,7 @@ def updated(tiny, rows, name, cut, mesh):
     with jax.set_mesh(mesh):
         state = init_state(model, GRADIENT, mesh, params=params)
         batches = [jax.device_put(micro_batch(rows, *c), layout(mesh)) for c in CUTS[cut]]
-        return jax.block_until_ready(learner(model, name).update(state, batches, WHOLE, 1.0))
+        return jax.block_until_ready(learner(model, name).update(state, {}, batches, WHOLE, 1.0))
 
 
 def layout(mesh):
@@ -146,7 +146,7 @@ def test_parameters_after_an_update_are_those_of_the_one_batch(tiny, rows, mesh1
     mine = PolicyLearner(model, adam, loss_of("grpo"), temperature=TEMPERATURE)
     batches = [jax.device_put(micro_batch(rows, *c), layout(mesh1)) for c in CUTS["uneven"]]
     with jax.set_mesh(mesh1):
-        state, _ = mine.update(state, batches, WHOLE, LR)
+        state, _ = mine.update(state, {}, batches, WHOLE, LR)
     equal(state.params, wanted, 1e-6)
 
 
@@ -202,7 +202,7 @@ def supervised(tiny, batch, mesh, lr=1.0):
     model, params = tiny
     with jax.set_mesh(mesh):
         state = init_state(model, GRADIENT, mesh, params=params)
-        state, metrics = step_of(model)(state, jax.device_put(batch, layout(mesh)), lr)
+        state, metrics = step_of(model)(state, {}, jax.device_put(batch, layout(mesh)), lr)
         jax.block_until_ready(state)
     return jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), state.params, params), metrics
 

@@ -177,7 +177,8 @@ def test_a_checkpoint_of_another_shape_is_refused(trained, tmp_path, capsys):
     ]  # fmt: skip
     assert main(flags) == 1
     said = capsys.readouterr().err
-    assert f"{trained}/checkpoints/grpo/3 is not a readable checkpoint of this model" in said
+    assert f"{trained}/checkpoints/grpo/3 holds another model" in said
+    assert "width: 32 -> 16" in said
 
 
 # --- the experiments -------------------------------------------------------------------

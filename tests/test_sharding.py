@@ -14,17 +14,18 @@ from r1jax.optim import RULES as OPTIMIZER_RULES
 @pytest.mark.parametrize(
     ("sizes", "shape"),
     [
-        ({}, (1, 8, 1)),
-        (dict(tensor=2), (1, 4, 2)),
-        (dict(data=-1, fsdp=2, tensor=2), (2, 2, 2)),
-        (dict(data=2, fsdp=1, tensor=-1), (2, 1, 4)),
-        (dict(data=8, fsdp=1), (8, 1, 1)),
+        ({}, (1, 8, 1, 1)),
+        (dict(tensor=2), (1, 4, 1, 2)),
+        (dict(data=-1, fsdp=2, tensor=2), (2, 2, 1, 2)),
+        (dict(data=2, fsdp=1, tensor=-1), (2, 1, 1, 4)),
+        (dict(data=8, fsdp=1), (8, 1, 1, 1)),
+        (dict(fsdp=2, expert=4), (1, 2, 4, 1)),
     ],
 )
 def test_mesh_sizes(sizes, shape):
     mesh = sharding.make_mesh(**sizes)
-    assert tuple(mesh.shape.items()) == tuple(zip(("data", "fsdp", "tensor"), shape, strict=True))
-    assert sharding.batch_axis_size(mesh) == shape[0] * shape[1]
+    assert tuple(mesh.shape.items()) == tuple(zip(("data", "fsdp", "expert", "tensor"), shape, strict=True))
+    assert sharding.batch_axis_size(mesh) == shape[0] * shape[1] * shape[2]
     assert len(set(mesh.devices.flat)) == 8
 
 
@@ -36,8 +37,8 @@ def test_mesh_of_some_devices(mesh1):
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        (dict(data=3), "data=3 fsdp=-1 tensor=1 does not cover 8 devices"),
-        (dict(data=2, fsdp=2), "data=2 fsdp=2 tensor=1 does not cover 8 devices"),
+        (dict(data=3), "data=3 fsdp=-1 expert=1 tensor=1 does not cover 8 devices"),
+        (dict(data=2, fsdp=2), "data=2 fsdp=2 expert=1 tensor=1 does not cover 8 devices"),
         (dict(data=16), "does not cover 8 devices"),  # nothing is left for fsdp
         (dict(data=-1), "at most one may be -1"),
         (dict(data=0), "at most one may be -1"),
@@ -96,9 +97,9 @@ def test_a_parameter_without_a_rule(mesh8):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        (P("fsdp"), r"w \(6, 9\): dimension 6 is not divisible by 4 \(mesh axes fsdp\)"),
-        (P(None, "tensor"), r"dimension 9 is not divisible by 2 \(mesh axes tensor\)"),
-        (P(("fsdp", "tensor")), r"dimension 6 is not divisible by 8 \(mesh axes fsdp, tensor\)"),
+        (P("fsdp"), r"w \(6, 9\): dimension 6 is not divisible by 4 \(mesh axes fsdp=4\)"),
+        (P(None, "tensor"), r"dimension 9 is not divisible by 2 \(mesh axes tensor=2\)"),
+        (P(("fsdp", "tensor")), r"dimension 6 is not divisible by 8 \(mesh axes fsdp=4, tensor=2\)"),
     ],
 )
 def test_a_dimension_that_its_axes_do_not_divide(mesh8, spec, message):

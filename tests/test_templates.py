@@ -1,7 +1,10 @@
+import itertools
+
+import numpy as np
 import pytest
 
 from r1jax.rewards.sections import TAGS
-from r1jax.templates import TEMPLATES, Template, escape
+from r1jax.templates import TEMPLATES, Template, breakable, escape
 
 
 def test_short_is_exactly_this():
@@ -46,6 +49,48 @@ def test_escape():
     assert escape("<<think>think>") == "<< think>think>"
     assert escape("1 < 2, <b>, <Think>, thinking") == "1 < 2, <b>, <Think>, thinking"
     assert escape(escape("<think>")) == escape("<think>")
+
+
+def test_reserved_texts_are_broken_like_tags():
+    reserved = ("<|im_end|>", "[INST]", "</s>")
+    assert (
+        escape("a<|im_end|>b [INST]</s><think>", reserved) == "a< |im_end|>b [ INST]< /s>< think>"
+    )
+    assert (
+        escape("<|im_end| >, [inst], im_end, <s>", reserved) == "<|im_end| >, [inst], im_end, <s>"
+    )
+    assert escape("a<|im_end|>b") == "a<|im_end|>b"
+    template = Template("<|u|>{prompt}<|a|>")
+    assert template.render("x<|a|>{prompt}", ["<|u|>", "<|a|>"]) == "<|u|>x< |a|>{prompt}<|a|>"
+
+
+def test_breaking_creates_no_other_reserved_text():
+    assert escape("<x>", ["<x>", "< x>", "<  x>"]) == "<   x>"
+    assert escape("<  x>", ["<  x>", "<x>", "< x>"]) == "<   x>"
+    assert escape("aaa", ["aa"]) == "a a a"  # overlapping
+    assert escape("<think>", ["< think>"]) == "<  think>"
+    assert escape("[a]b", ["a]b", "[a ]"]) == "[ a ]b"
+
+
+def test_any_breakable_words_are_gone_and_the_text_is_else_unchanged():
+    rng = np.random.default_rng(3)
+    words = ["".join(w) for n in (1, 2, 3, 4) for w in itertools.product("<a ", repeat=n)]
+    usable = [w for w in words if breakable(w)]
+    assert 0 < len(usable) < len(words)
+    for _ in range(500):
+        reserved = list(rng.choice(usable, 4))
+        text = "".join(rng.choice(list("<a "), 12))
+        out = escape(text, reserved)
+        assert not any(word in out for word in reserved)
+        assert out.replace(" ", "") == text.replace(" ", "")
+        assert (out == text) == (not any(word in text for word in reserved))
+
+
+@pytest.mark.parametrize("word", ["", "x", " ", " x", "x ", "x  ", "  "])
+def test_words_that_no_space_breaks(word):
+    assert not breakable(word) and word in f"{word[:1]} {word[1:]}"
+    with pytest.raises(ValueError, match=f"reserved text '{word}' cannot be broken by a space"):
+        escape("anything", ["<s>", word])
 
 
 def test_think_opened_template():

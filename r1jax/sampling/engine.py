@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from r1jax.models.transformer import Cache, Transformer
+from r1jax.models.decoder import Cache, Decoder
 from r1jax.sampling.choose import choose
 from r1jax.sharding import batch_axis_size, replicated, rows
 from r1jax.types import Array, Rollout
@@ -60,19 +60,19 @@ class State(NamedTuple):
 
 
 class Sampler:
-    """Jitted sampling of one model with one end token; reusable over parameters."""
+    """Jitted sampling of one model, ended by any of `stop_ids`; reusable over parameters."""
 
     def __init__(
         self,
-        model: Transformer,
+        model: Decoder,
         config: SamplingConfig,
         *,
-        eos_id: int,
+        stop_ids: Sequence[int],
         pad_id: int,
         mesh: Mesh,
     ):
         self.model, self.config, self.mesh = model, config, mesh
-        self.eos_id, self.pad_id = eos_id, pad_id
+        self.stop_ids, self.pad_id = tuple(stop_ids), pad_id
         self._prefill = jax.jit(self._prefill_fn, static_argnums=(4, 5))
         self._decode = jax.jit(self._decode_fn, static_argnums=2, donate_argnums=1)
         self._reshape = jax.jit(self._reshape_fn, static_argnums=2)
@@ -90,7 +90,7 @@ class Sampler:
         """Samples `group_size` responses to each prompt (token ids, begin token included).
 
         `prompt_ids` (default 0, 1, …) name the prompts in the random keys.
-        `on_tokens(n)` is called as tokens come, for a progress bar.
+        `on_tokens({row: ids})` is called with the new tokens of every chunk.
         Raises ValueError for an empty prompt, or one whose response cannot fit the
         model's context.
         """
@@ -110,7 +110,7 @@ class Sampler:
             parts.append(
                 self._batch(
                     params, prompts[batch], key, prompt_ids[batch], group_size,
-                    at_a_time, width, on_tokens,
+                    at_a_time, width, on_tokens and partial(_shifted, on_tokens, at * group_size),
                 )
             )  # fmt: skip
         return Rollout(*(np.concatenate(x) for x in zip(*parts, strict=True)))
@@ -176,7 +176,8 @@ class Sampler:
             finished_B[owner] |= done_b[real]
             owner_b[done_b] = B
             if on_tokens is not None:
-                on_tokens(int(count_b[real].sum()))
+                counted = zip(owner, token_bt[real], count_b[real], strict=True)
+                on_tokens({int(row): ids[:n] for row, ids, n in counted if n})
             if (owner_b == B).all():
                 break
         repeat = partial(np.repeat, repeats=G, axis=0)
@@ -189,7 +190,7 @@ class Sampler:
     def _prefill_fn(self, params, prompt_PT, start_P, ids_and_key, G, real) -> State:
         ids_P, key = ids_and_key
         P, T = prompt_PT.shape
-        hidden_PTD, cache = self.model.hidden(
+        hidden_PTD, cache, _ = self.model.forward(
             params, prompt_PT, cache=self.model.empty_cache(start_P, T)
         )
         logits_PV = self.model.logits(params, hidden_PTD[:, -1])
@@ -250,11 +251,15 @@ class Sampler:
             tokens = jax.lax.dynamic_update_slice(tokens, token_B[:, None], (0, i))
             logps = jax.lax.dynamic_update_slice(logps, logp_B[:, None], (0, i))
             count = count + ~state.done_B
-            done_B = state.done_B | (token_B == self.eos_id)
-            hidden, cache = self.model.hidden(params, token_B[:, None], cache=state.cache)
+            done_B = state.done_B | jnp.isin(token_B, jnp.array(self.stop_ids, jnp.int32))
+            hidden, cache, _ = self.model.forward(params, token_B[:, None], cache=state.cache)
             logits_BV = self.model.logits(params, hidden[:, 0])
             state = State(cache, logits_BV, state.key_B, done_B, state.position + 1)
             return i + 1, state, (tokens, logps, count)
 
         _, state, out = jax.lax.while_loop(going, step, (jnp.int32(0), state, out))
         return state, out
+
+
+def _shifted(on_tokens, first: int, new: dict) -> None:
+    on_tokens({first + row: ids for row, ids in new.items()})

@@ -25,6 +25,8 @@ from r1jax.data.sources import batch_indices
 from r1jax.learner import PolicyLearner, init_state
 from r1jax.losses import LOSSES
 from r1jax.losses.grpo import clip_range
+from r1jax.models import lora
+from r1jax.models.lora import LoraConfig
 from r1jax.optim import OPTIMIZERS, warmup
 from r1jax.rewards import check_weights, reflection
 from r1jax.rewards.pool import RewardPool
@@ -44,7 +46,8 @@ class GrpoConfig:
     gradients are accumulated over micro-batches of `micro_rows` rows. The reference
     becomes the policy every `reference_every` steps (0: never). With `dynamic_sampling`
     groups of equal rewards are replaced by further questions' (DAPO), in at most
-    `max_sampling_rounds` rounds.
+    `max_sampling_rounds` rounds. With `lora.rank` adapters are trained on top of the
+    policy's weights, which serve the reference too: it is the policy without them.
     """
 
     problems: str
@@ -75,6 +78,7 @@ class GrpoConfig:
     checkpoint_every: int = 10
     rows: int = 512  # decoded at a time
     chunk: int = 32  # tokens decoded between two looks of the host
+    lora: LoraConfig = field(default_factory=LoraConfig)
 
     def __post_init__(self):
         for name, known in (("loss", LOSSES), ("optimizer", OPTIMIZERS)):
@@ -128,10 +132,12 @@ def run(
     Raises ValueError, before anything is compiled, for prompts that do not fit the
     model's context and for rows that the mesh cannot cut.
     """
-    loop = _Loop(config, run, params, problems, loss)
-    state, reference, position = loop.state, params if config.kl_coef else None, 0
+    frozen, trainable = lora.split(params, config.lora, run.key("lora"))
+    loop = _Loop(config, run, frozen, trainable, problems, loss)
+    # New adapters add nothing, exactly: under them the reference is the base.
+    state, reference, position = loop.state, trainable if config.kl_coef else None, 0
     with (
-        run.checkpoints() as checkpoints,
+        run.checkpoints(lora=config.lora) as checkpoints,
         RewardPool(config.rewards, config.reward_workers) as pool,
     ):
         restored = checkpoints.restore(state, reference=reference)
@@ -141,7 +147,7 @@ def run(
         step = int(state.step) // (config.minibatches * config.epochs)
         run.writer.rewind(run.stage, step if restored else -1)
         if evaluate and not restored:
-            run.writer.metrics(run.stage, 0, evaluate(state.params, 0))
+            run.writer.metrics(run.stage, 0, evaluate(lora.join(frozen, state.params), 0))
         with run.writer.bar(config.steps, run.stage, done=step) as bar:
             while step < config.steps:
                 state, position, values = loop.step(state, reference, step, position, pool)
@@ -151,13 +157,13 @@ def run(
                     reference = jax.tree.map(jnp.copy, state.params)
                 last = step == config.steps
                 if evaluate and (last or (evaluate_every and step % evaluate_every == 0)):
-                    values |= evaluate(state.params, step)
+                    values |= evaluate(lora.join(frozen, state.params), step)
                 run.writer.metrics(run.stage, step, values)
                 if last or step % config.checkpoint_every == 0:
                     checkpoints.save(state, {"position": position}, step=step, reference=reference)
                 bar.set_postfix_str(_summary(values))
                 bar.update()
-    return state.params
+    return lora.join(frozen, state.params)
 
 
 def _summary(values: Mapping[str, float]) -> str:
@@ -184,8 +190,8 @@ class _Experience(NamedTuple):
 class _Loop:
     """The compiled programs of one stage, and a step made of them."""
 
-    def __init__(self, config: GrpoConfig, run: Run, params, problems, loss):
-        self.config, self.run, self.problems = config, run, problems
+    def __init__(self, config: GrpoConfig, run: Run, frozen, trainable, problems, loss):
+        self.config, self.run, self.problems, self.frozen = config, run, problems, frozen
         check_rows(run.mesh, micro_rows=config.micro_rows)
         if loss is None:
             extra = {"length_constant": config.max_tokens} if config.loss == "dr_grpo" else {}
@@ -199,14 +205,18 @@ class _Loop:
         self.prompts = [run.prompt(p["question"]) for p in problems]
         self.sampler.check(self.prompts)
         self.learner = PolicyLearner(run.model, optimizer, loss, temperature=config.temperature)
-        self.state = init_state(run.model, optimizer, run.mesh, params=params)
+        self.state = init_state(run.model, optimizer, run.mesh, params=trainable)
 
     def step(self, state, reference, step: int, position: int, pool: RewardPool):
         """One step from `position` in the stream: (state, next position, metrics)."""
         config, clock = self.config, [time.perf_counter()]
-        rollout, adv_B, position, values = self.experience(state.params, position, pool)
+        rollout, adv_B, position, values = self.experience(
+            lora.join(self.frozen, state.params), position, pool
+        )
         clock.append(time.perf_counter())
-        ref_logp_BT = self.logprobs(reference, rollout) if reference is not None else None
+        ref_logp_BT = None
+        if reference is not None:
+            ref_logp_BT = self.logprobs(lora.join(self.frozen, reference), rollout)
         clock.append(time.perf_counter())
         rng, sums = self.run.generator("minibatches", step), {}
         lr = config.lr * warmup(step, config.warmup_steps)
@@ -216,7 +226,7 @@ class _Loop:
                 chosen = rows_PG[groups].ravel()
                 batches = list(self.micro_batches(rollout, chosen, adv_B, ref_logp_BT))
                 whole = Counts(np.float32(len(chosen)), np.float32(rollout.length_B[chosen].sum()))
-                state, metrics = self.learner.update(state, batches, whole, lr)
+                state, metrics = self.learner.update(state, self.frozen, batches, whole, lr)
                 # Fetching waits for the update: on fake CPU devices a queue of steps with
                 # collectives can deadlock.
                 for name, value in jax.device_get(metrics).items():

@@ -91,7 +91,7 @@ def run(config: PretrainConfig, run: Run) -> dict:
                 batch = jax.device_put(
                     _batch(config, run, step, web=closed is not None), rows(run.mesh)
                 )
-                state, metrics = update(state, batch, _learning_rate(config, step, closed))
+                state, metrics = update(state, {}, batch, _learning_rate(config, step, closed))
                 step += 1
                 bar.update()
                 last = closed is not None and step == closed + config.web_steps

@@ -1,13 +1,15 @@
 """Supervised fine-tuning on examples: packed rows, loss on the responses only."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 
 from r1jax.data.packing import pack, plan
 from r1jax.data.sources import problem_order
 from r1jax.learner import init_state, supervised_step
+from r1jax.models import lora
+from r1jax.models.lora import LoraConfig
 from r1jax.optim import OPTIMIZERS, cosine, warmup
 from r1jax.run import Run
 from r1jax.sharding import check_rows, rows
@@ -16,7 +18,8 @@ from r1jax.sharding import check_rows, rows
 @dataclass(frozen=True)
 class SftConfig:
     """`batch_rows` packed rows of `row_tokens` a step; cosine from `lr` to `lr_end` (the
-    paper tunes from 5e-5 to 5e-6, second-hand) over `epochs` passes, or `steps` if given."""
+    paper tunes from 5e-5 to 5e-6, second-hand) over `epochs` passes, or `steps` if given.
+    With `lora.rank` adapters are trained and nothing else."""
 
     examples: str
     row_tokens: int
@@ -32,6 +35,7 @@ class SftConfig:
     clip_norm: float = 1.0
     checkpoint_every: int = 500
     log_every: int = 10
+    lora: LoraConfig = field(default_factory=LoraConfig)
 
     def __post_init__(self):
         if self.optimizer not in OPTIMIZERS:
@@ -82,8 +86,13 @@ def run(config: SftConfig, run: Run, examples: Sequence[Mapping[str, str]], para
         b2=config.b2, weight_decay=config.weight_decay, clip_norm=config.clip_norm
     )
     update = supervised_step(run.model, optimizer)
-    state = init_state(run.model, optimizer, run.mesh, params=params, key=run.key("init"))
-    with run.checkpoints() as checkpoints:
+    if config.lora.rank and params is None:
+        raise ValueError("lora.rank: adapters need a model to adapt; set init")
+    frozen, trainable = ({}, None) if params is None else lora.split(
+        params, config.lora, run.key("lora")
+    )  # fmt: skip
+    state = init_state(run.model, optimizer, run.mesh, params=trainable, key=run.key("init"))
+    with run.checkpoints(lora=config.lora) as checkpoints:
         if restored := checkpoints.restore(state):
             state = restored[0]
         done = int(state.step)
@@ -100,7 +109,8 @@ def run(config: SftConfig, run: Run, examples: Sequence[Mapping[str, str]], para
                     * warmup(step - 1, config.warmup_steps)
                     * cosine(step - 1, total, config.lr_end / config.lr)
                 )
-                state, metrics = update(state, jax.device_put(batch, rows(run.mesh)), lr)
+                batch = jax.device_put(batch, rows(run.mesh))
+                state, metrics = update(state, frozen, batch, lr)
                 bar.update()
                 if step == total or step % config.log_every == 0:
                     values = {f"loss/{k}": float(v) for k, v in metrics.items()}
@@ -108,4 +118,4 @@ def run(config: SftConfig, run: Run, examples: Sequence[Mapping[str, str]], para
                     bar.set_postfix(loss=f"{values['loss/nll']:.3f}")
                 if step == total or step % config.checkpoint_every == 0:
                     checkpoints.save(state, {})
-    return state.params
+    return lora.join(frozen, state.params)

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax.models.transformer import Transformer, TransformerConfig, parameter_count
+from r1jax.models.decoder import parameter_count
+from r1jax.models.transformer import Transformer, TransformerConfig
 
 SMALL = TransformerConfig(
     vocabulary=19, width=12, layers=2, heads=4, kv_heads=2, head_dim=6, mlp=10, context=64
@@ -280,7 +281,7 @@ def test_bfloat16_is_near_and_keeps_float32_where_it_matters(small):
     half = Transformer(dataclasses.replace(SMALL, dtype="bfloat16"))
     assert {str(x.dtype) for x in jax.tree.leaves(shapes(half.config))} == {"float32"}
     rows = tokens(2, 7)
-    hidden = jax.eval_shape(half.hidden, params, rows)
+    hidden = jax.eval_shape(half.forward, params, rows)[0]
     assert hidden.dtype == jnp.bfloat16
     cache = half.empty_cache(jnp.zeros(2, jnp.int32), 7)
     assert {x.dtype for x in (*cache.k, *cache.v)} == {jnp.dtype(jnp.bfloat16)}

@@ -17,7 +17,7 @@ KEY = 7
 @functools.cache
 def sampler(model, mesh, eos_id=EOS, **settings):
     config = SamplingConfig(**(dict(max_tokens=NEW, chunk=NEW) | settings))
-    return Sampler(model, config, eos_id=eos_id, pad_id=PAD, mesh=mesh)
+    return Sampler(model, config, stop_ids=[eos_id], pad_id=PAD, mesh=mesh)
 
 
 def sample(
@@ -111,7 +111,7 @@ def test_sampler_agrees_with_teacher_forcing(tiny, mesh1, temperature, top_p):
 @pytest.mark.usefixtures("absolute_positions")
 def test_positions_count_from_a_prompts_first_token(tiny, mesh1):
     model, params = tiny
-    mine = Sampler(model, SamplingConfig(6, chunk=4), eos_id=EOS, pad_id=PAD, mesh=mesh1)
+    mine = Sampler(model, SamplingConfig(6, chunk=4), stop_ids=[EOS], pad_id=PAD, mesh=mesh1)
     with jax.set_mesh(mesh1):
         rollout = mine(params, PROMPTS, jax.random.key(KEY))
     traced_anew = jax.jit(lambda params, rows: model.apply(params, rows))
@@ -228,9 +228,13 @@ def test_without_an_end_token_all_are_truncated(tiny, mesh1):
 def test_tokens_are_reported_as_they_come(tiny, mesh1):
     seen = []
     # Three batches of two prompts, the last with one: padding prompts are not counted.
+    # Rows are those of the rollout, tokens come in their order.
     rollout = sample(tiny, mesh1, rows=8, counter=seen.append)
-    parts = np.split(rollout.length_B, [8, 16])
-    assert seen == [part.sum() for part in parts]
+    rows = [range(8), range(8, 16), range(16, len(rollout.length_B))]
+    assert [sorted(new) for new in seen] == [list(part) for part in rows]
+    for new in seen:
+        for row, ids in new.items():
+            assert ids.tolist() == rollout.tokens_BT[row, : rollout.length_B[row]].tolist()
 
 
 def agree_on_two_meshes(tiny, a, b, uniform_BT):

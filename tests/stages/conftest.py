@@ -18,7 +18,8 @@ class Letters:
     """A tokenizer of a to z, = and +: a token a character."""
 
     alphabet = string.ascii_lowercase + "=+"
-    pad_id, bos_id, eos_id = 0, 1, 2
+    pad_id, bos_id, eos_id, stop_ids = 0, 1, 2, (2,)
+    specials = ()
     vocabulary = 3 + len(alphabet)
 
     def encode(self, text):
