@@ -188,7 +188,8 @@ class StreamDecoder:
         self._shown = certain
         if len(self._window) > 2 * _CONTEXT:
             # Each id has a byte or more, so that what waits is well within.
-            self._window = [*self._letter, *self._window[-_CONTEXT:]]
+            begun = self._letter if text else []
+            self._window = [*begun, *self._window[-_CONTEXT:]]
             self._shown = len(decode(self._window)) - (len(text) - certain)
         return new
 

@@ -170,6 +170,11 @@ def test_the_date_is_fixed_unless_given():
     assert render(ask, [], date=datetime.date(2031, 1, 2)) == "2031-01-02 00:00"
 
 
+def test_blocks_take_their_line_with_them():
+    source = "a\n  {% if true %}\n  b\n  {% endif %}\nc\n"
+    assert render(source, []) == "a\n  b\nc"
+
+
 def test_a_generation_block_changes_nothing_and_keeps_its_variables():
     inside = "{% set x = 1 %}{% generation %}{% set x = 2 %}{{ x }}{% endgeneration %}{{ x }}"
     assert render(inside, []) == "21"

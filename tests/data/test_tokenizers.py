@@ -204,7 +204,8 @@ def streams(tokenizer, rng):
     ]
     yield from ([tokenizer.bos_id, *tokenizer.encode(text)] for text in texts)
     a = tokenizer.encode("a")
-    space = next(i for i in range(tokenizer.vocabulary) if tokenizer.decode([*a, i]) == "a ")
+    # The last such id is the piece, which may have no text at a beginning; the byte has.
+    space = [i for i in range(tokenizer.vocabulary) if tokenizer.decode([*a, i]) == "a "][-1]
     yield [*[space] * 50, *a, *[space] * 50, *a]
     for _ in range(60):
         yield list(rng.integers(-1, tokenizer.vocabulary + 2, 90))
