@@ -68,13 +68,18 @@ def jitted(model):
 
 
 @functools.cache
+def with_loads(model):
+    """Jitted (params, tokens, segments) -> (logits, tokens by [sparse layer, expert])."""
+
+    def run(params, tokens, segments=None):
+        hidden, _, statistics = model.forward(params, tokens, segments_BT=segments)
+        return model.logits(params, hidden), statistics.get("blocks", {}).get("load")
+
+    return jax.jit(run)
+
+
 def loads(model):
-    """Jitted (params, tokens, segments) -> [sparse layers, experts]."""
-
-    def load(params, tokens, segments=None):
-        return model.forward(params, tokens, segments_BT=segments)[2]["blocks"]["load"]
-
-    return jax.jit(load)
+    return lambda *given: with_loads(model)(*given)[1]
 
 
 def alone(model, params, row, width):
@@ -208,13 +213,14 @@ def test_against_loops(variant):
     found = [reference(model.config, params, row) for row in batch]
     expected = np.stack([logits for logits, _ in found])
     assert expected.std() > 0.9  # logits near zero would agree with anything
-    close(jitted(model)(params, batch), expected)
+    logits, load = with_loads(model)(params, batch)
+    close(logits, expected)
     if "blocks" in params:
         counts = [
             np.bincount(np.concatenate(layers), minlength=8)
             for layers in zip(*(chosen for _, chosen in found), strict=True)
         ]
-        np.testing.assert_array_equal(loads(model)(params, batch), counts)
+        np.testing.assert_array_equal(load, counts)
 
 
 def test_without_jit(small):
@@ -290,7 +296,7 @@ def test_scores_of_bfloat16_keep_float32():
         assert weight == pytest.approx(1 / (1 + math.exp(-0.5)), rel=2**-8)
 
 
-CUTS = ([4, 1, 1, 3], [1] * 9, [9], [5, 4])
+CUTS = ([4, 1, 4], [1] * 9, [9])
 
 
 @pytest.mark.parametrize("cut", CUTS, ids=str)
@@ -298,7 +304,7 @@ def test_cache_equals_the_whole_forward_pass(small, cut):
     check_cache(*small, cut)
 
 
-@pytest.mark.parametrize("name", ["queries_not_compressed", "yarn", "all_dense", "all_sparse"])
+@pytest.mark.parametrize("name", ["queries_not_compressed", "yarn", "all_dense"])
 def test_cache_of_variants(random_params, name):
     check_cache(*make(random_params, **VARIANTS[name]), CUTS[0])
 
@@ -339,12 +345,12 @@ def test_decoding_is_absorbed_and_prompts_are_expanded(small, monkeypatch):
         assert set(used) == {wanted}
 
 
-def test_positions_count_from_a_rows_first_token(small, monkeypatch):
+def test_positions_count_from_a_rows_first_token(random_params, monkeypatch):
     # Rotary attention sees differences only: with squares an offset is seen.
     monkeypatch.setattr(
         deepseek, "rope_angles", lambda at, *settings: rope_angles(at**2 / 8, *settings)
     )
-    model, params = small
+    model, params = make(random_params, layers=1)
     apply = jax.jit(lambda *args, **kwargs: model.apply(*args, **kwargs))
     row = tokens(1, 5)
     expected = apply(params, row)[0]
@@ -508,12 +514,13 @@ def test_gradient_along_a_direction_is_the_losss_slope(small):
     _, grad = gradients(model)(params, batch)
     norm = float(optax.tree.norm(grad))
     h = 3e-3
-    up, down = (
-        gradients(model)(jax.tree.map(lambda p, g: p + s * h * g / norm, params, grad), batch)[0]
-        for s in (1, -1)
-    )
+
+    def loss(step):
+        moved = jax.tree.map(lambda p, g: p + step * g / norm, params, grad)
+        return gradients(model)(moved, batch)[0]
+
     # Where no choice of experts changes: off by h² and by the loss's rounding over h.
-    np.testing.assert_allclose((up - down) / (2 * h), norm, rtol=5e-3)
+    np.testing.assert_allclose((loss(h) - loss(-h)) / (2 * h), norm, rtol=5e-3)
 
 
 def test_the_router_is_float32_whatever_the_activations_are():
@@ -582,10 +589,10 @@ def test_load_counts_tokens_that_are_not_padding(small):
 
 def test_load_adds_up_over_micro_batches_and_is_the_same_under_remat(small):
     model, params = small
-    batch = tokens(6, 5)
+    batch = tokens(8, 6)
     whole = loads(model)(params, batch)
-    np.testing.assert_array_equal(whole.sum(axis=1), 6 * 5 * 3)
-    parts = [loads(model)(params, batch[at : at + 2]) for at in (0, 2, 4)]
+    np.testing.assert_array_equal(whole.sum(axis=1), 8 * 6 * 3)
+    parts = [loads(model)(params, batch[at : at + 2]) for at in (0, 2, 4, 6)]
     np.testing.assert_array_equal(whole, sum(parts))
     remat = Deepseek(dataclasses.replace(SMALL, remat=True))
     np.testing.assert_array_equal(whole, loads(remat)(params, batch))
@@ -594,8 +601,8 @@ def test_load_adds_up_over_micro_batches_and_is_the_same_under_remat(small):
     jax.tree.map(lambda a, b: close(a, b, 1e-5), grad, grad2)
 
 
-def balancing(rate, **settings):
-    return Deepseek(dataclasses.replace(SMALL, balance_rate=rate, **settings))
+def balancing(rate):
+    return Deepseek(dataclasses.replace(SMALL, balance_rate=rate))
 
 
 def statistics_of(*layers):
@@ -645,9 +652,14 @@ def test_rebalancing_evens_out_a_skewed_router():
     assert late.max() < 1.15 * 150 and late.min() > 0.85 * 150
 
 
-def test_a_supervised_step_rebalances_by_the_load_of_what_is_not_padding(small, mesh1):
-    _, params = small
-    model, batch = balancing(0.125), tokens(4, 6)
+@pytest.fixture(scope="module")
+def balanced(random_params):
+    """Sparse layers only, to save compiling the others."""
+    return make(random_params, layers=2, dense_layers=0, balance_rate=0.125)
+
+
+def test_a_supervised_step_rebalances_by_the_load_of_what_is_not_padding(balanced, mesh1):
+    (model, params), batch = balanced, tokens(4, 6)
     segments = (np.arange(6)[None, :] < np.array([[6], [2], [4], [0]])).astype(np.int32)
     positions = np.broadcast_to(np.arange(6, dtype=np.int32), (4, 6))
     packed = Packed(
@@ -665,10 +677,9 @@ def test_a_supervised_step_rebalances_by_the_load_of_what_is_not_padding(small, 
     assert (state.params["blocks"]["router"]["bias"] != params["blocks"]["router"]["bias"]).any()
 
 
-def test_a_policy_update_rebalances_once_by_the_load_of_all_micro_batches(small, mesh1):
+def test_a_policy_update_rebalances_once_by_the_load_of_all_micro_batches(balanced, mesh1):
     # Two micro-batches of two rows: 3 prompt columns, left-padded, and 4 of responses.
-    _, params = small
-    model, batch = balancing(0.125), tokens(4, 7)
+    (model, params), batch = balanced, tokens(4, 7)
     start, length = np.array([0, 1, 2, 0], np.int32), np.array([4, 2, 3, 0])
     mask = (np.arange(4)[None, :] < length[:, None]).astype(np.float32)
     zeros = np.zeros((4, 4), np.float32)
@@ -732,11 +743,18 @@ def test_rows_that_the_mesh_does_not_divide(small, name, B):
     with jax.set_mesh(mesh):
         given = placed(model, params, mesh)
         close(jax.block_until_ready(jitted(model)(given, batch)), expected, 1e-5)
-        cache, parts = filled(model.empty_cache(jnp.zeros(B, jnp.int32), 5)), []
-        for piece in np.split(batch, [4], axis=1):
+
+
+def test_decoding_on_a_mesh_that_does_not_divide_the_rows(small):
+    model, params = small
+    mesh, batch = make_mesh(**MESHES["expert_tensor_fsdp"]), tokens(3, 4)
+    with jax.set_mesh(mesh):
+        given = placed(model, params, mesh)
+        cache, parts = filled(model.empty_cache(jnp.zeros(3, jnp.int32), 5)), []
+        for piece in np.split(batch, 4, axis=1):
             logits, cache = jax.block_until_ready(jitted(model)(given, piece, cache=cache))
             parts.append(logits)
-    close(np.concatenate(parts, axis=1), expected)
+    close(np.concatenate(parts, axis=1), jitted(model)(params, batch))
 
 
 def test_load_is_the_same_on_eight_devices(small):

@@ -40,9 +40,10 @@ class RecordingRun(Run):
     compiled: ClassVar[dict] = {}
 
     def sampler(self, config):
-        sampler, calls = self.compiled.get((config, self.mesh)), self.calls
+        asked = config, self.mesh, self.model
+        sampler, calls = self.compiled.get(asked), self.calls
         if sampler is None:
-            sampler = self.compiled[config, self.mesh] = super().sampler(config)
+            sampler = self.compiled[asked] = super().sampler(config)
 
         class Recorder:
             check = sampler.check

@@ -139,14 +139,18 @@ def test_loading_gives_the_base_with_adapters_merged(base, tune, tiny, mesh1, ki
         np.testing.assert_allclose(np.float32(a), b, rtol=2**-7, atol=2**-7)
 
 
-def test_loading_on_eight_devices(base, tune, mesh1):
-    _, here = tune("sft", base(), config=sft_settings(steps=1))
+def test_loading_chosen_targets_on_eight_devices(base, tune, mesh1):
+    chosen = dataclasses.replace(ADAPTERS, targets=("up", "query"))
+    final, here = tune("sft", base(), config=sft_settings(steps=1, lora=chosen))
+    assert len([path for path in leaves(final) if path.endswith("lora_b")]) == 2
     path = here.run.workdir / "checkpoints/tuned"
     _, one = models.load(path, mesh=mesh1)
     with jax.set_mesh(make_mesh()):
         _, eight = models.load(path)
         assert len(eight["embed"].sharding.device_set) == 8
-        assert_equal(eight, jax.device_get(one))
+        # A product may be added in one rounding or in two: 2⁻²⁴ of the sum.
+        for a, b in zip(*map(jax.tree.leaves, (eight, jax.device_get(one))), strict=True):
+            np.testing.assert_allclose(a, b, rtol=2e-7, atol=1e-8)
 
 
 def test_adapters_on_top_of_a_stage_with_adapters(base, tune, mesh1):
