@@ -10,11 +10,18 @@
              --config.data=gsm8k_train.jsonl --workdir=runs/r1_zero_gsm8k
            Real problems through the whole path on a tiny model, some minutes on a CPU.
            Accuracy stays near 0: what it shows is that the path holds on real text.
-    paper  r1jax train --config=experiments/r1_zero.py:paper --config.grpo.init=BASE \\
+    published
+           r1jax train --config=experiments/r1_zero.py:published --config.weights=FOLDER \\
              --config.data=PROBLEMS.jsonl --workdir=DIR
-           The paper's settings (second-hand: arXiv:2501.12948 v2) at the shape of
-           Qwen2.5-32B, for a pod and given weights; not yet run by us. The paper's run on
-           DeepSeek-V3-Base goes from 15.6 to 71.0 AIME pass@1, on a 32B base to 47.0.
+           The same on any published model (Qwen2.5, Qwen3, Llama 3, DeepSeek-V3; a folder with
+           config.json, safetensors and tokenizer), for Qwen2.5-Math-7B and 8 accelerators of
+           80 GB or more. With --config.grpo.lora.rank=32 only adapters are trained. Run by us on
+           small random weights alone: none could be fetched.
+    paper  r1jax train --config=experiments/r1_zero.py:paper --config.weights=FOLDER \\
+             --config.data=PROBLEMS.jsonl --workdir=DIR
+           The paper's settings (second-hand: arXiv:2501.12948 v2), for a pod and weights such as
+           Qwen2.5-32B; not yet run by us. The paper's run on DeepSeek-V3-Base goes from 15.6
+           to 71.0 AIME pass@1, on a 32B base to 47.0.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -23,7 +30,9 @@ from experiments import common
 
 
 def get_config(variant: str = "mini") -> ConfigDict:
-    variants = {"mini": mini, "tiny": tiny, "gsm8k": gsm8k, "paper": paper}
+    variants = {
+        "mini": mini, "tiny": tiny, "gsm8k": gsm8k, "published": published, "paper": paper,
+    }  # fmt: skip
     if variant not in variants:
         raise ValueError(f"r1_zero.py:{variant} is unknown; variants: {', '.join(variants)}")
     return variants[variant]()
@@ -83,18 +92,34 @@ def gsm8k() -> ConfigDict:
     return config
 
 
-def paper() -> ConfigDict:
+def published() -> ConfigDict:
     config = common.base()
+    config.weights = config_dict.placeholder(str)  # a Hugging Face folder
     config.data = config_dict.placeholder(str)
     config.template = "r1_zero"
-    config.tokenizer = dict(path="tokenizer.model")
-    config.model = dict(
-        width=5120, layers=64, heads=40, kv_heads=8, head_dim=128, mlp=27_648, context=34_816,
-        rope_theta=1e6, norm_eps=1e-5, qkv_bias=True, tied=False, dtype="bfloat16", remat=True,
-    )  # fmt: skip
+    config.model = dict(path=config.get_ref("weights"), remat=True)
     config.stages = ("grpo",)
     config.grpo = dict(
-        kind="grpo", init=config_dict.placeholder(str), problems=config.get_ref("data"),
+        kind="grpo", init=config.get_ref("weights"), problems=config.get_ref("data"),
+        steps=200, max_tokens=3072, prompts_per_rollout=64, group_size=16, minibatches=2,
+        micro_rows=32, rewards=dict(accuracy=1.0, format=1.0), lr=1e-6, kl_coef=0.001,
+        clip_eps=0.2, reward_workers=8, chunk=128, checkpoint_every=20,
+    )  # fmt: skip
+    config.evaluate = dict(
+        benchmarks=("aime_2024.jsonl",), samples=16, max_tokens=3072, every=20
+    )
+    return config
+
+
+def paper() -> ConfigDict:
+    config = common.base()
+    config.weights = config_dict.placeholder(str)  # a Hugging Face folder
+    config.data = config_dict.placeholder(str)
+    config.template = "r1_zero"
+    config.model = dict(path=config.get_ref("weights"), context=34_816, remat=True)
+    config.stages = ("grpo",)
+    config.grpo = dict(
+        kind="grpo", init=config.get_ref("weights"), problems=config.get_ref("data"),
         # 8,192 outputs a rollout, 16 minibatches of 32 questions × 16, each used once.
         prompts_per_rollout=512, group_size=16, minibatches=16, epochs=1, micro_rows=64,
         # 10,400 updates, of which 16 a rollout; the reference follows every 400 updates.

@@ -103,7 +103,7 @@ def parse(plain: Mapping) -> Experiment:
         raise ConfigError(f"config.stages={names!r} is no tuple; write ({names!r},)")
     known = {
         "seed", "template", "chat", "mesh", "tokenizer", "model", "stages", "evaluate", "data",
-        "base", *names,
+        "weights", *names,
     }  # fmt: skip
     # A stage that `stages` leaves out may stay defined.
     known |= {
@@ -112,6 +112,11 @@ def parse(plain: Mapping) -> Experiment:
     for key in plain:
         if key not in known:
             raise ConfigError(config.unknown(f"config.{key}", key, sorted(known)))
+    if "weights" in plain and not plain["weights"]:
+        raise ConfigError(
+            "config.weights is not set; give it with --config.weights=FOLDER (Hugging Face's, a "
+            "run's or a checkpoint's)"
+        )
     if not names:
         raise ConfigError("config.stages is empty; name at least one stage")
     template = plain.get("template", "r1_zero")

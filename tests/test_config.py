@@ -139,7 +139,10 @@ def test_overrides_that_cannot_be_read(overrides, message):
         ("mesh.fsd=3", "config.mesh.fsd is unknown; did you mean 'fsdp'?"),
         ("grpo.zzz=1", "config.grpo.zzz is unknown; known: "),
         ("template=r1_zer", "config.template='r1_zer' is unknown; did you mean 'r1_zero'?"),
-        ("template=3", "config.template='3' is unknown; known: chat, plain, r1_zero, r1_zero_short"),
+        (
+            "template=3",
+            "config.template='3' is unknown; known: chat, plain, r1_zero, r1_zero_short",
+        ),
         ("grpo.kind=gropo", "config.grpo.kind='gropo' is unknown; did you mean 'grpo'?"),
         ("grpo.loss=grop", "config.grpo: loss='grop' is unknown; known: grpo, dr_grpo, dapo, gspo"),
         ("grpo.optimizer=sgd", "config.grpo: optimizer='sgd' is unknown; known: adamw, muon"),

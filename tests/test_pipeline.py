@@ -13,8 +13,8 @@ import r1jax
 from r1jax import checkpoints, config, pipeline
 from r1jax.cli import main
 from r1jax.data.sources import fingerprint, load_problems
-from r1jax.models import abstract_params
-from r1jax.models.transformer import Transformer, TransformerConfig
+from r1jax.models import abstract_params, huggingface_config, make_model
+from r1jax.models.presets import PRESETS
 from r1jax.train import train
 from r1jax.writers import read_lines
 
@@ -186,7 +186,7 @@ def test_a_checkpoint_of_another_shape_is_refused(trained, tmp_path, capsys):
 
 def parameters(experiment, vocabulary, mesh):
     """Number of parameters of the experiment's model, after laying them out on a mesh."""
-    model = Transformer(TransformerConfig(vocabulary=vocabulary, **experiment.model))
+    model = make_model(pipeline.model_config(experiment.model, vocabulary=vocabulary))
     shapes = abstract_params(model, mesh)
     return sum(int(np.prod(s.shape)) for s in jax.tree.leaves(shapes))
 
@@ -200,7 +200,9 @@ def test_mini_builds(mesh8):
 
 
 def test_paper_builds(mesh8, tmp_path):
-    overrides = [f"--config.data={tmp_path}/x.jsonl", f"--config.grpo.init={tmp_path}"]
+    shape = huggingface_config.to_json(PRESETS["Qwen2.5-32B"], "bfloat16")
+    (tmp_path / "config.json").write_text(json.dumps(shape))
+    overrides = [f"--config.data={tmp_path}/x.jsonl", f"--config.weights={tmp_path}"]
     experiment = pipeline.parse(config.plain(config.load(f"{FILE}:paper", overrides)))
     grpo = experiment.stages[0].settings
     # The paper (second-hand): 8,192 outputs a rollout, 16 minibatches of 32 questions × 16;
@@ -212,6 +214,8 @@ def test_paper_builds(mesh8, tmp_path):
     assert (grpo.lr, grpo.kl_coef, grpo.clip_eps, grpo.temperature) == (3e-6, 1e-3, 10.0, 1.0)
     assert (experiment.evaluate.temperature, experiment.evaluate.top_p) == (0.6, 0.95)
     assert grpo.max_tokens == experiment.evaluate.max_tokens == 32_768
+    assert (grpo_stage := experiment.stages[0]).init == experiment.tokenizer.path == str(tmp_path)
+    assert grpo_stage.kind == "grpo"
     # Qwen2.5-32B. A layer: queries 5120·5120 + 5120, keys and values 2(5120·1024 + 1024),
     # output 5120·5120, feed-forward 3·5120·27,648, two norms: 487,605,248. 64 of them, a norm,
     # and two tables of 152,064 (its vocabulary, padded): 32.76 thousand million.

@@ -24,7 +24,9 @@ from r1jax.optim import RULES as OPTIMIZER_RULES
 )
 def test_mesh_sizes(sizes, shape):
     mesh = sharding.make_mesh(**sizes)
-    assert tuple(mesh.shape.items()) == tuple(zip(("data", "fsdp", "expert", "tensor"), shape, strict=True))
+    assert tuple(mesh.shape.items()) == tuple(
+        zip(("data", "fsdp", "expert", "tensor"), shape, strict=True)
+    )
     assert sharding.batch_axis_size(mesh) == shape[0] * shape[1] * shape[2]
     assert len(set(mesh.devices.flat)) == 8
 
@@ -99,7 +101,10 @@ def test_a_parameter_without_a_rule(mesh8):
     [
         (P("fsdp"), r"w \(6, 9\): dimension 6 is not divisible by 4 \(mesh axes fsdp=4\)"),
         (P(None, "tensor"), r"dimension 9 is not divisible by 2 \(mesh axes tensor=2\)"),
-        (P(("fsdp", "tensor")), r"dimension 6 is not divisible by 8 \(mesh axes fsdp=4, tensor=2\)"),
+        (
+            P(("fsdp", "tensor")),
+            r"dimension 6 is not divisible by 8 \(mesh axes fsdp=4, tensor=2\)",
+        ),
     ],
 )
 def test_a_dimension_that_its_axes_do_not_divide(mesh8, spec, message):

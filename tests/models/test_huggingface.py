@@ -157,9 +157,10 @@ def test_eight_devices_hold_their_pieces_in_the_layout_of_the_rules(name):
     model, params = loaded(name, mesh_for(name))
     check(params, expected(FOLDER / name))
     for x, wanted in zip(
-        jax.tree.leaves(params), jax.tree.leaves(abstract_params(model, mesh_for(name))),
+        jax.tree.leaves(params),
+        jax.tree.leaves(abstract_params(model, mesh_for(name))),
         strict=True,
-    ):  # fmt: skip
+    ):
         assert (x.shape, x.sharding) == (wanted.shape, wanted.sharding)
 
 
@@ -306,9 +307,14 @@ def test_every_row_is_read_once_in_the_order_of_the_file(name, on, reads, mesh1,
         assert at.get(tensor, 0) == start < stop
         assert size <= 1000 or stop == start + 1  # or a single row that is longer
         at[tensor] = stop
-    tensors = {n: x for n, x in stored(FOLDER / name).items() if n in huggingface.places(model)}
+    places = huggingface.places(model)
+    tensors = {n: x for n, x in stored(FOLDER / name).items() if n in places}
     assert at == {n: x.shape[0] for n, x in tensors.items()}
-    assert list(at) == list(tensors)
+    order = []
+    for path in sorted((FOLDER / name).glob("*.safetensors")):
+        with safetensors.safe_open(path, "numpy") as file:
+            order += [n for n in file.offset_keys() if n in tensors]
+    assert list(at) == order
     # 1000 bytes are used: no more reads than it takes.
     rows = {n: max(1, 1000 // (x.nbytes // x.shape[0])) for n, x in tensors.items()}
     assert len(reads) == sum(-(-x.shape[0] // rows[n]) for n, x in tensors.items())
@@ -317,26 +323,25 @@ def test_every_row_is_read_once_in_the_order_of_the_file(name, on, reads, mesh1,
 def test_rows_that_no_device_here_needs_are_not_read(reads, monkeypatch):
     """A process with the first of eight devices: half of the experts, half of most matrices."""
     name = "deepseek_v3"
-    model, _ = loaded(name, mesh_for(name))
+    _, params = loaded(name, mesh_for(name))
     reads.clear()
     everywhere = jax.sharding.NamedSharding.addressable_devices_indices_map
 
     def here(self, shape):
         return {d: at for d, at in everywhere(self, shape).items() if d.id == 0}
 
-    held = {}
+    held = []
 
     def keep(self):
         ((device, buffer),) = self.buffers.items()
-        held[len(held)] = (buffer, everywhere(self.sharding, self.shape)[device])
+        held.append((buffer, everywhere(self.sharding, self.shape)[device]))
 
     monkeypatch.setattr(jax.sharding.NamedSharding, "addressable_devices_indices_map", here)
     monkeypatch.setattr(huggingface._Leaf, "finish", keep)
     monkeypatch.setattr(huggingface, "CHUNK_BYTES", 1)
     huggingface.load(FOLDER / name, mesh=mesh_for(name))
     wanted = expected(FOLDER / name)
-    assert len(held) == len(wanted)
-    for (buffer, index), path in zip(held.values(), leaves(loaded(name, mesh_for(name))[1])):  # noqa: B905
+    for (buffer, index), path in zip(held, leaves(params), strict=True):
         same_bits(buffer, wanted[path][index])
     rows = {}
     for tensor, start, _, _ in reads:
@@ -352,7 +357,6 @@ def test_rows_that_no_device_here_needs_are_not_read(reads, monkeypatch):
     assert rows[f"{prefix}mlp.gate.weight"] == list(range(8))
     assert rows["model.norm.weight"] == list(range(40))
     assert rows["lm_head.weight"] == list(range(48))  # 96 words on tensor=2
-    assert model.config.experts == 8
 
 
 def test_few_chunks_are_held_at_once(mesh1, monkeypatch):
@@ -416,7 +420,7 @@ def test_a_parameter_is_not_copied_once_it_is_filled(name, mesh1, monkeypatch):
 
 def test_layers_for_multi_token_prediction_are_left_out(reads, mesh1):
     name = "deepseek_v3_yarn_shards_mtp"
-    model, params = huggingface.load(FOLDER / name, mesh=mesh1)
+    _, params = huggingface.load(FOLDER / name, mesh=mesh1)
     assert params["blocks"]["mlp_norm"]["scale"].shape[0] == 2  # of 3 layers one is dense
     assert any(n.startswith("model.layers.3.") for n in stored(FOLDER / name))
     assert not [n for n, *_ in reads if n.startswith("model.layers.3.")]
@@ -501,7 +505,7 @@ BAD = {
         ["config.json: rope type 'longrope' is not supported"],
     ),
     "key": ("qwen3", settings(hidden_size=...), ["config.json: hidden_size is not set"]),
-    "value": ("qwen3", settings(hidden_size="48"), ["config.json", "hidden_size"]),
+    "value": ("qwen3", settings(hidden_size="48"), ["config.json: "]),
     "tensor_missing": (
         "qwen2_tied",
         tensors(remove(UP)),
@@ -613,9 +617,7 @@ BAD = {
 
 
 @pytest.mark.parametrize(("name", "spoil", "message"), BAD.values(), ids=BAD)
-def test_bad_input_is_named_before_anything_is_read(
-    name, spoil, message, folder, mesh1, unread, request
-):
+def test_bad_input_is_named_before_anything_is_read(name, spoil, message, folder, mesh1, unread):
     path = folder(name)
     spoil(path)
     with pytest.raises(CheckpointError) as caught:
@@ -700,7 +702,10 @@ def test_an_export_in_several_files(mesh1, tmp_path, monkeypatch):
     for file in sorted(path.glob("*.safetensors")):
         read = safetensors.numpy.load_file(file)
         assert not read.keys() & found.keys()
-        found |= {tensor: file.name for tensor in read}
+        found |= dict.fromkeys(read, file.name)
+        with safetensors.safe_open(file, "numpy") as opened:
+            first = read[opened.offset_keys()[0]].nbytes
+        assert not sizes or sizes[-1] + first > limit  # it has no place in the file before
         sizes.append(sum(x.nbytes for x in read.values()))
     assert found == index["weight_map"]
     assert sorted(set(found.values())) == [
@@ -708,10 +713,7 @@ def test_an_export_in_several_files(mesh1, tmp_path, monkeypatch):
     ]
     assert sum(sizes) == index["metadata"]["total_size"]
     assert sum(sizes) == sum(x.nbytes for x in stored(FOLDER / "deepseek_v3").values())
-    # The largest tensor has 96 x 40 x 4 = 15,360 bytes, so that every file keeps to the limit,
-    # and any two neighbours would not.
-    assert max(sizes) <= limit
-    assert min(a + b for a, b in zip(sizes, sizes[1:], strict=False)) > limit - 15_360
+    assert max(sizes) <= limit  # the largest tensor has 96 x 40 x 4 = 15,360 bytes
     _, again = huggingface.load(path, mesh=mesh1)
     check(again, expected(FOLDER / "deepseek_v3"))
 

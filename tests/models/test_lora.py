@@ -223,12 +223,12 @@ def test_merging_adds_scaled_products_and_keeps_types():
         assert merged["x"]["kernel"].dtype == dtype
         for layer in range(2):  # s = 1.5 / 3, added in float32, then rounded once
             wanted = np.float64(kernel[layer]) + 0.5 * np.float64(a[layer]) @ b[layer]
-            wanted = jnp.asarray(wanted.astype(np.float32), dtype)
-            tolerance = 1e-5 if dtype == jnp.float32 else 2**-7
-            np.testing.assert_allclose(
-                np.float32(merged["x"]["kernel"][layer]), np.float32(wanted), atol=tolerance / 10,
-                rtol=tolerance,
-            )  # fmt: skip
+            wanted = np.float32(jnp.asarray(wanted.astype(np.float32), dtype))
+            found = np.float32(merged["x"]["kernel"][layer])
+            if dtype == jnp.bfloat16:
+                np.testing.assert_array_equal(found, wanted)
+            else:
+                np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_bfloat16_kernels_get_float32_adapters(tiny):

@@ -206,7 +206,10 @@ def test_a_file_is_closed_after_an_error_in_its_block(path):
 
 def test_a_file_that_is_cut_after_it_was_opened(path):
     half = 2**20  # more than Python reads ahead
-    header = {"a.weight": entry("U8", (half,), (0, half)), "b": entry("U8", (half,), (half, 2 * half))}
+    header = {
+        "a.weight": entry("U8", (half,), (0, half)),
+        "b": entry("U8", (half,), (half, 2 * half)),
+    }
     path.write_bytes(file_of(header, bytes(2 * half)))
     with File(path) as file:
         path.write_bytes(path.read_bytes()[:-4])

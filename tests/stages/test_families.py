@@ -19,7 +19,9 @@ from r1jax.stages.sft import SftConfig
 # One of each family by default: compiling the stages takes longest.
 QUICK = ("qwen2_tied", "qwen3", "llama3_new", "deepseek_v3_yarn_shards_mtp")
 FIXTURES = [
-    pytest.param(p.parent, id=p.parent.name, marks=() if p.parent.name in QUICK else pytest.mark.slow)
+    pytest.param(
+        p.parent, id=p.parent.name, marks=() if p.parent.name in QUICK else pytest.mark.slow
+    )
     for p in sorted((Path(__file__).parents[1] / "models/fixtures").glob("*/config.json"))
 ]
 EXAMPLES = [{"question": q, "response": q * 5} for q in "abcdefghijklmnop"]
@@ -56,7 +58,9 @@ def stages_on(folder, mesh, place):
 
     with jax.set_mesh(mesh):
         here = run("sft")
-        config = SftConfig("unused", row_tokens=20, batch_rows=8, epochs=2, lr=1e-4, lr_end=1e-5, log_every=1)
+        config = SftConfig(
+            "unused", row_tokens=20, batch_rows=8, epochs=2, lr=1e-4, lr_end=1e-5, log_every=1
+        )
         params = sft.run(config, here.run, EXAMPLES, params)
         rows["sft"] = here.metrics
         here = run("grpo")
