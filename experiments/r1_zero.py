@@ -105,9 +105,7 @@ def published() -> ConfigDict:
         micro_rows=32, rewards=dict(accuracy=1.0, format=1.0), lr=1e-6, kl_coef=0.001,
         clip_eps=0.2, reward_workers=8, chunk=128, checkpoint_every=20,
     )  # fmt: skip
-    config.evaluate = dict(
-        benchmarks=("aime_2024.jsonl",), samples=16, max_tokens=3072, every=20
-    )
+    config.evaluate = dict(benchmarks=("aime_2024.jsonl",), samples=16, max_tokens=3072, every=20)
     return config
 
 

@@ -61,6 +61,8 @@ class Run:
             "model": models.describe(self.model),
         }
         if lora is not None and lora.rank:
+            if not self.base:
+                raise ValueError("adapters need a base that is on disk; set the stage's init")
             about["lora"] = dataclasses.asdict(lora) | {"base": self.base}
         return Checkpoints(self.workdir / "checkpoints" / self.stage, about=about, keep=keep)
 

@@ -66,9 +66,7 @@ def generate(folder: Path, gigabytes: float) -> None:
     for i, about in enumerate(files, start=1):
         name = f"model-{i:05}-of-{len(files):05}.safetensors"
         weight_map |= dict.fromkeys(about, name)
-        values = (
-            (0.02 * rng.standard_normal(s, np.float32)).astype(d) for s, d in about.values()
-        )
+        values = ((0.02 * rng.standard_normal(s, np.float32)).astype(d) for s, d in about.values())
         safetensors.write(folder / name, about, values)
     index = {"metadata": {"total_size": size(tensors(layers))}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))

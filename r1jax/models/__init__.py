@@ -88,4 +88,5 @@ def _adapted(folder: Path, meta: dict, model: Decoder, mesh: Mesh, dtype: str):
         lambda params, adapters: lora.merge(lora.with_adapters(params, adapters, config)),
         donate_argnums=0, out_shardings=layout,
     )  # fmt: skip
-    return merged(params, adapters)
+    with jax.set_mesh(mesh):  # the caller's may be another
+        return merged(params, adapters)

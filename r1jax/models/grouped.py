@@ -62,10 +62,13 @@ def _backward(kept, grad_Nf):
         inside = (jnp.arange(size) < count)[:, None]
         x_b = jnp.where(inside, jax.lax.dynamic_slice_in_dim(x, row, size), 0)
         grad_b = jnp.where(inside, jax.lax.dynamic_slice_in_dim(grad, row, size), 0)
-        return grad_w.at[group].add(jnp.matmul(x_b.T, grad_b))
+        part = jnp.matmul(x_b.T, grad_b, preferred_element_type=jnp.float32)
+        return grad_w.at[group].add(part)
 
-    grad_w = _over_blocks(add, jnp.zeros_like(w_Edf), sizes_E, size)
-    return blocked_matmul(grad_Nf, w_Edf.swapaxes(1, 2), sizes_E), grad_w, None
+    # Many blocks add up in one group: in float32, whatever the type of the weights.
+    grad_w = _over_blocks(add, jnp.zeros(w_Edf.shape, jnp.float32), sizes_E, size)
+    grad_x = blocked_matmul(grad_Nf, w_Edf.swapaxes(1, 2), sizes_E)
+    return grad_x, grad_w.astype(w_Edf.dtype), None
 
 
 blocked_matmul.defvjp(_forward, _backward)
@@ -79,6 +82,7 @@ def _block_size(x_Nd, w_Edf) -> int:
 
 def _over_blocks(body, carry, sizes_E, size: int):
     """body(carry, (group, first row, rows left in the group)) over every group's blocks."""
+    sizes_E = jnp.asarray(sizes_E)
     blocks_E = -(-sizes_E // size)
     last_block_E, last_row_E = jnp.cumsum(blocks_E), jnp.cumsum(sizes_E)
 

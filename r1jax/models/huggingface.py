@@ -12,8 +12,10 @@ import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import NamedTuple
 
 import jax
@@ -29,7 +31,8 @@ from r1jax.models.huggingface_config import from_json, to_json
 from r1jax.models.transformer import TransformerConfig
 from r1jax.sharding import path_name
 
-CHUNK_BYTES = 32 * 2**20
+CHUNK_BYTES = 16 * 2**20
+READERS = 4  # threads, of which each holds two chunks at most
 SHARD_BYTES = 5 * 10**9
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -161,12 +164,15 @@ def load(folder: str | Path, *, mesh: Mesh, dtype: str | None = None, model: Dec
         path: _Leaf(shape, _leaf_dtype(path, dtype, stored[path]))
         for path, shape in _leaves(params).items()
     }
-    for path in paths:
-        with safetensors.File(path) as file:
-            for name in file.shapes:
-                if name in wanted:
+    with ThreadPoolExecutor(READERS) as pool:
+        for path in paths:
+            with safetensors.File(path) as file:
+
+                def fill(name, file=file):
                     scale = _scale(file, name, folder, paths)
                     leaves[wanted[name].leaf].fill(file, name, wanted[name], scale)
+
+                list(pool.map(fill, [name for name in file.shapes if name in wanted]))
     done = {path: leaf.finish() for path, leaf in leaves.items()}
     return model, jax.tree_util.tree_map_with_path(lambda path, _: done[path_name(path)], params)
 
@@ -283,7 +289,7 @@ class _Leaf:
 
     def __init__(self, abstract, dtype: np.dtype):
         self.shape, self.sharding = abstract.shape, abstract.sharding
-        self.buffers, self.devices_of = {}, {}
+        self.buffers, self.devices_of, self._lock = {}, {}, Lock()
         for device, index in self.sharding.addressable_devices_indices_map(self.shape).items():
             spans = tuple(s.indices(n)[:2] for s, n in zip(index, self.shape, strict=True))
             self.devices_of.setdefault(spans, []).append(device)
@@ -330,7 +336,7 @@ class _Leaf:
                 yield own[0], own[1] if len(own) > 1 else None, lead, devices
 
     def _put(self, device, part: np.ndarray, lead: tuple, at: tuple):
-        """Puts a part at the corner `at` of entry `lead`; what it returns is ready when it is in."""
+        """Puts a part at the corner `at` of entry `lead`; what it returns is ready when it is."""
         buffer = self.buffers[device]
         if isinstance(buffer, np.ndarray):
             region = tuple(slice(i, i + n) for i, n in zip(at, part.shape, strict=True))
@@ -338,7 +344,8 @@ class _Leaf:
         staged = np.empty(part.shape, part.dtype)
         _copy(staged, part)
         staged = jax.device_put(staged, device)
-        self.buffers[device], done = _insert(buffer, staged, (*lead, *at))
+        with self._lock:  # two layers' tensors may be on their way into the one buffer
+            self.buffers[device], done = _insert(self.buffers[device], staged, (*lead, *at))
         return done
 
     def finish(self) -> jax.Array:

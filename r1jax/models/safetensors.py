@@ -8,6 +8,7 @@ reads and writes of chunks it is. The tests hold it to the library.
 """
 
 import json
+import os
 import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -90,15 +91,21 @@ class File:
         self._offsets[name] = begin, end
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Rows `start` to `stop` (default: all) of a tensor, as stored."""
+        """Rows `start` to `stop` (default: all) of a tensor, as stored; safe from threads."""
         shape, dtype = self.shapes[name], self.dtypes[name]
         rows = shape[0] if shape else 1
         stop = rows if stop is None else stop
         out = np.empty((stop - start, *shape[1:]) if shape else (), dtype)
         row = out.nbytes // max(1, stop - start)
-        self._file.seek(self._start + self._offsets[name][0] + start * row)
-        if self._file.readinto(out.reshape(-1).view(np.uint8)) != out.nbytes:
-            raise FormatError(f"{self.path} ends within {name}")
+        at, rest = (
+            self._start + self._offsets[name][0] + start * row,
+            out.reshape(-1).view(np.uint8),
+        )
+        while len(rest):  # one call reads at most 2 GiB
+            count = os.preadv(self._file.fileno(), [rest], at)
+            if not count:
+                raise FormatError(f"{self.path} ends within {name}")
+            at, rest = at + count, rest[count:]
         return out
 
 

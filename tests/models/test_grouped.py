@@ -196,3 +196,15 @@ def test_sorting_by_group_is_stable_and_puts_unknown_groups_last(seed):
 def test_sorting_where_no_group_is_known():
     order, sizes = sorted_by_group(jnp.array([9, -1, 5]), 2)
     assert order.tolist() == [0, 1, 2] and sizes.tolist() == [0, 0]
+
+
+def test_a_large_groups_gradient_is_summed_in_float32():
+    # 600 blocks of 128 rows of ones, each adding 128. Summed in bfloat16, whose numbers have 8
+    # bits, it would stand still at 128 · 2⁸ = 32,768, where the next number is 256 away.
+    rows = 128 * 600
+    x, w = jnp.ones((rows, 1), jnp.bfloat16), jnp.ones((1, 1, 1), jnp.bfloat16)
+
+    def total(w):
+        return blocked_matmul(x, w, jnp.array([rows])).astype(jnp.float32).sum()
+
+    assert float(jax.grad(total)(w)[0, 0, 0]) == 76_800 == 600 * 128

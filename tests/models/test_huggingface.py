@@ -103,6 +103,19 @@ def folder(tmp_path):
     return lambda name: Path(shutil.copytree(FOLDER / name, tmp_path / name))
 
 
+@pytest.fixture(autouse=True)
+def noise(monkeypatch):
+    """Memory to be filled holds no weights of an earlier test."""
+    aligned = huggingface._aligned
+
+    def spoiled(*args):
+        x = aligned(*args)
+        x.view(np.uint8).fill(0xA5)
+        return x
+
+    monkeypatch.setattr(huggingface, "_aligned", spoiled)
+
+
 def edit(folder, **settings):
     raw = json.loads((folder / "config.json").read_text()) | settings
     raw = {k: v for k, v in raw.items() if v is not ...}
@@ -178,6 +191,14 @@ def test_small_chunks_give_the_same_bits(name, chunk, monkeypatch):
     check(params, expected(FOLDER / name))
 
 
+@pytest.mark.parametrize("rows", [31, 32, 33, 55])
+def test_chunks_of_any_number_of_rows(rows, mesh1, monkeypatch):
+    # The matrices have up to 56 rows of 32 float32; they are turned over in strips of 32 rows.
+    monkeypatch.setattr(huggingface, "CHUNK_BYTES", rows * 32 * 4)
+    _, params = huggingface.load(FOLDER / "qwen2_tied", mesh=mesh1)
+    check(params, expected(FOLDER / "qwen2_tied"))
+
+
 @pytest.mark.parametrize("name", ["qwen2_untied_bf16_shards", "deepseek_v3_fp8"])
 def test_accelerators_are_filled_chunk_by_chunk(name, mesh1, on_device, monkeypatch):
     monkeypatch.setattr(huggingface, "CHUNK_BYTES", 1000)
@@ -237,6 +258,14 @@ def test_the_wider_of_two_stored_types(folder, mesh1):
     same_bits(up[1], stored(path)[name].T)
     same_bits(up[0], stored(path)["model.layers.0.mlp.up_proj.weight"].T.astype(np.float32))
     assert params["blocks"]["mlp"]["gate"]["kernel"].dtype == jnp.bfloat16
+
+
+def test_neither_of_two_stored_types_holds_the_other(folder, mesh1):
+    path = folder("qwen3")
+    name = "model.layers.1.mlp.up_proj.weight"  # layer 0 is in bfloat16
+    rewrite(path / "model.safetensors", lambda x: x.update({name: x[name].astype(np.float16)}))
+    _, params = huggingface.load(path, mesh=mesh1)
+    same_bits(params["blocks"]["mlp"]["up"]["kernel"][1], stored(path)[name].T.astype(np.float32))
 
 
 def test_float16_is_kept_for_parameters_and_not_for_activations(folder, mesh1):
@@ -716,6 +745,14 @@ def test_an_export_in_several_files(mesh1, tmp_path, monkeypatch):
     assert max(sizes) <= limit  # the largest tensor has 96 x 40 x 4 = 15,360 bytes
     _, again = huggingface.load(path, mesh=mesh1)
     check(again, expected(FOLDER / "deepseek_v3"))
+
+
+@pytest.mark.parametrize(("less", "files"), [(0, 1), (1, 2)])
+def test_a_file_may_be_full(less, files, mesh1, tmp_path, monkeypatch):
+    total = sum(x.nbytes for x in stored(FOLDER / "qwen2_tied").values())
+    monkeypatch.setattr(huggingface, "SHARD_BYTES", total - less)
+    huggingface.save(tmp_path / "export", *loaded("qwen2_tied", mesh1))
+    assert len(list((tmp_path / "export").glob("*.safetensors"))) == files
 
 
 def test_a_tensor_larger_than_a_file_should_be_has_one_to_itself(mesh1, tmp_path, monkeypatch):

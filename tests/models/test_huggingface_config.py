@@ -93,6 +93,24 @@ def test_the_architecture_says_where_biases_and_norms_are(name, bias, norm):
     assert to_json(config, "float32")["model_type"] == RAW[name]["model_type"]
 
 
+# Keys of the fixtures, as published, that change nothing here, or that say where weights end.
+UNWRITTEN = {
+    "aux_loss_alpha", "bos_token_id", "eos_token_id", "ep_size", "max_window_layers",
+    "pad_token_id", "pretraining_tp", "quantization_config", "rope_interleave", "seq_aux",
+    "sliding_window", "transformers_version",
+}  # fmt: skip
+ROPE = {"rope_parameters", "rope_scaling", "rope_theta"}
+
+
+@pytest.mark.parametrize("name", RAW)
+def test_what_is_written_is_what_was_published(name):
+    raw = RAW[name]
+    written = to_json(from_json(raw), raw.get("torch_dtype") or raw["dtype"])
+    shared = raw.keys() - UNWRITTEN - ROPE - {"num_nextn_predict_layers"}
+    assert {key: written[key] for key in shared} == {key: raw[key] for key in shared}
+    assert written.get("num_nextn_predict_layers", 0) == 0  # that layer is not exported
+
+
 # --- spellings -------------------------------------------------------------------------
 
 
@@ -110,7 +128,7 @@ def test_both_spellings_mean_the_same(name):
 
 def test_the_new_spelling_decides_where_both_are_given():
     raw = RAW["llama3_old"] | {"rope_parameters": {"rope_type": "default", "rope_theta": 3.0}}
-    raw |= {"rope_scaling": None, "dtype": "float32"}  # torch_dtype is bfloat16
+    raw |= {"dtype": "float32"}  # torch_dtype is bfloat16, rope_scaling of kind llama3
     config = from_json(raw)
     assert (config.rope_theta, config.rope_scaling, config.dtype) == (3.0, None, "float32")
 

@@ -129,8 +129,9 @@ NOT_ONE = "no safetensors file"
 BROKEN = {
     "empty": (b"", NOT_ONE),
     "length_cut": (b"\x10\x00\x00", NOT_ONE),
-    "header_cut": (file_of(GOOD)[:40], NOT_ONE),
-    "header_longer_than_the_file": (file_of(GOOD, length=2**40), NOT_ONE),
+    "header_cut": (file_of(GOOD)[:40], r"no safetensors file, or truncated: 40 bytes"),
+    "header_cut_at_its_end": (file_of(GOOD)[:-1], "or truncated"),
+    "header_longer_than_the_file": (file_of(GOOD, length=2**40), "or truncated"),
     "a_page_of_text": (b"<!DOCTYPE html><html>Not found</html>", NOT_ONE),
     "header_of_noise": (file_of(b"\xff\xfe\x00\x81" * 4), NOT_ONE),
     "header_no_json": (file_of(b"{'a': 1}"), NOT_ONE),
