@@ -199,9 +199,11 @@ def test_chunks_of_any_number_of_rows(rows, mesh1, monkeypatch):
     check(params, expected(FOLDER / "qwen2_tied"))
 
 
+@pytest.mark.parametrize("readers", [1, 4])
 @pytest.mark.parametrize("name", ["qwen2_untied_bf16_shards", "deepseek_v3_fp8"])
-def test_accelerators_are_filled_chunk_by_chunk(name, mesh1, on_device, monkeypatch):
+def test_accelerators_are_filled_chunk_by_chunk(name, readers, mesh1, on_device, monkeypatch):
     monkeypatch.setattr(huggingface, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(huggingface, "READERS", readers)
     _, params = huggingface.load(FOLDER / name, mesh=mesh1)
     check(params, expected(FOLDER / name))
 
@@ -329,6 +331,7 @@ def test_parameters_of_a_model_that_is_given(mesh1):
 @every_fixture
 def test_every_row_is_read_once_in_the_order_of_the_file(name, on, reads, mesh1, monkeypatch):
     monkeypatch.setattr(huggingface, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(huggingface, "READERS", 1)
     mesh = mesh1 if on == "one device" else mesh_for(name)
     model, _ = huggingface.load(FOLDER / name, mesh=mesh)
     at = {}
@@ -388,7 +391,8 @@ def test_rows_that_no_device_here_needs_are_not_read(reads, monkeypatch):
     assert rows["lm_head.weight"] == list(range(48))  # 96 words on tensor=2
 
 
-def test_few_chunks_are_held_at_once(mesh1, monkeypatch):
+@pytest.mark.parametrize("readers", [1, 4])
+def test_every_reader_holds_two_chunks_at_most(readers, mesh1, monkeypatch):
     alive, most, read = set(), [0], File.read
 
     def record(self, *args):
@@ -400,8 +404,9 @@ def test_few_chunks_are_held_at_once(mesh1, monkeypatch):
 
     monkeypatch.setattr(File, "read", record)
     monkeypatch.setattr(huggingface, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(huggingface, "READERS", readers)
     huggingface.load(FOLDER / "qwen2_tied", mesh=mesh1)
-    assert most[0] <= 2
+    assert most[0] <= 2 * readers
 
 
 def test_an_accelerator_is_waited_for_before_more_is_put(mesh1, on_device, monkeypatch):
@@ -419,6 +424,7 @@ def test_an_accelerator_is_waited_for_before_more_is_put(mesh1, on_device, monke
     monkeypatch.setattr(File, "read", recorded("read", read))
     monkeypatch.setattr(jax, "block_until_ready", recorded("wait", wait))
     monkeypatch.setattr(huggingface, "_insert", recorded("insert", insert))
+    monkeypatch.setattr(huggingface, "READERS", 1)
     monkeypatch.setattr(huggingface, "CHUNK_BYTES", 1000)
     huggingface.load(FOLDER / "qwen2_tied", mesh=mesh1)
     under_way = 0
@@ -442,6 +448,18 @@ def test_a_parameter_is_not_copied_once_it_is_filled(name, mesh1, monkeypatch):
     _, params = huggingface.load(FOLDER / name, mesh=mesh1)
     filled = {x.ctypes.data for x in made}
     assert {x.unsafe_buffer_pointer() for x in jax.tree.leaves(params)} == filled
+
+
+def test_an_error_of_a_reader_is_raised(mesh1, monkeypatch):
+    def fail(self, name, *args):
+        if "layers.1.mlp.up" in name:
+            raise OSError(5, "Input/output error")
+        return read(self, name, *args)
+
+    read = File.read
+    monkeypatch.setattr(File, "read", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        huggingface.load(FOLDER / "qwen2_tied", mesh=mesh1)
 
 
 # --- what is left out ------------------------------------------------------------------

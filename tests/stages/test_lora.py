@@ -153,6 +153,19 @@ def test_loading_chosen_targets_on_eight_devices(base, tune, mesh1):
             np.testing.assert_allclose(a, b, rtol=2e-7, atol=1e-8)
 
 
+def test_loading_onto_another_mesh_than_the_callers(base, tune, mesh1):
+    _, here = tune("sft", base(), config=sft_settings(steps=1))
+    path = here.run.workdir / "checkpoints/tuned"
+    _, expected = models.load(path, mesh=mesh1)
+    with jax.set_mesh(make_mesh()):
+        assert_equal(models.load(path, mesh=mesh1)[1], expected)
+
+
+def test_adapters_of_nothing_on_disk_are_refused(place, tiny):
+    with pytest.raises(ValueError, match="adapters need a base that is on disk; set the stage's"):
+        sft.run(sft_settings(), place().run, EXAMPLES, tiny[1])
+
+
 def test_adapters_on_top_of_a_stage_with_adapters(base, tune, mesh1):
     first, here = tune("sft", base(), stage="first")
     at = here.checkpoints[max(here.checkpoints)]
