@@ -29,6 +29,7 @@ setup(
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8",
         "pillow>=10",
+        "protobuf>=4.25",
         "sentencepiece>=0.2.1",
         "tensorboardX>=2.6",  # TensorBoard events, without TensorFlow
         "tensorflow-datasets>=4.9.9",

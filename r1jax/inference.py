@@ -62,7 +62,9 @@ def open_model(
 def export(path: str | Path, out: str | Path, *, dtype: str | None = None) -> None:
     """Writes a Hugging Face folder of a model: config.json, weights, tokenizer.
 
-    A sentencepiece tokenizer goes along as tokenizer.json too, which transformers reads.
+    A sentencepiece tokenizer goes along as tokenizer.json too, where it can be converted. Open
+    that by transformers' PreTrainedTokenizerFast: its AutoTokenizer (5.23) takes every folder
+    of Qwen2's architecture for Qwen2's tokenizer, whatever tokenizer_config.json says.
     Raises ValueError where `out` is there already, and CheckpointError or ValueError
     naming what is missing.
     """
@@ -72,7 +74,10 @@ def export(path: str | Path, out: str | Path, *, dtype: str | None = None) -> No
     tokenizer = open_tokenizer(folder if published else folder.parents[2])
     files = tokenizer.files()
     if isinstance(tokenizer, SentencePieceTokenizer):
-        files |= to_huggingface(tokenizer)
+        try:
+            files |= to_huggingface(tokenizer)
+        except ValueError as error:
+            log.warning("no tokenizer.json, only tokenizer.model: %s", error)
     model, params = models.load(folder, mesh=mesh)
     ends = list(tokenizer.stop_ids)
     special = {

@@ -282,3 +282,14 @@ def test_join_copies_nothing(trained):
     frozen, trainable = lora.split(params, lora.LoraConfig(rank=2), jax.random.key(0))
     joined = lora.join(frozen, trainable)
     assert joined["embed"] is params["embed"]
+
+
+def test_a_tokenizer_that_cannot_be_converted_is_handed_on(trained, tmp_path, monkeypatch, caplog):
+    def refuse(_):
+        raise ValueError("the sentencepiece model is of another kind")
+
+    monkeypatch.setattr(inference, "to_huggingface", refuse)
+    inference.export(trained, tmp_path / "model")
+    names = {p.name for p in (tmp_path / "model").iterdir()}
+    assert "tokenizer.model" in names and "tokenizer.json" not in names
+    assert "no tokenizer.json, only tokenizer.model: the sentencepiece model is" in caplog.text

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 import r1jax.models
+from r1jax import inference
+from r1jax.data.tokenizers import open_tokenizer
 from r1jax.models import huggingface
 from r1jax.models.deepseek import Deepseek, DeepseekConfig
 from r1jax.models.rope import RopeScaling
@@ -105,3 +107,20 @@ def tensors(folder) -> dict:
     for path in folder.glob("*.safetensors"):
         out |= safetensors.load_file(path)
     return out
+
+
+def test_a_run_of_ours_in_transformers(trained, tmp_path):
+    out = tmp_path / "model"
+    inference.export(trained, out)
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(out)
+    ours = open_tokenizer(trained)
+    text = "User: What is 417+8-5+9 modulo a thousand? Assistant:<think>417+8=425\n"
+    ids = [ours.bos_id, *ours.encode(text)]
+    assert tokenizer(text)["input_ids"] == ids and len(ids) > 10
+    assert tokenizer.eos_token_id == ours.eos_id
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+    with torch.no_grad():
+        expected = theirs(torch.tensor([ids])).logits.numpy()
+    model, params = r1jax.models.load(trained)
+    actual = np.asarray(model.apply(params, np.array([ids], np.int32)))
+    assert np.abs(actual - expected).max() <= 2e-4 * np.abs(expected).max()
