@@ -101,7 +101,7 @@ def test_flags_that_cannot_be_used(capsys, arguments, message):
     ("config", "override", "message"),
     [
         ("nowhere.py:x", None, "--config: there is no file nowhere.py"),
-        (f"{TINY}x", None, "r1_zero.py:tinyx is unknown; variants: mini, tiny, gsm8k, published, paper"),
+        (f"{TINY}x", None, "r1_zero.py:tinyx is unknown; variants: mini, tiny, gsm8k, published"),
         (TINY, "junk", "junk is unknown; overrides look like --config.grpo.lr=1e-4"),
         (TINY, "--lr=3", "--lr is unknown; overrides look like --config.grpo.lr=1e-4"),
         (TINY, "--config.grpo.lrr=3", "config.grpo.lrr is unknown; did you mean 'lr'?"),

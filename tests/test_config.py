@@ -86,7 +86,7 @@ def test_without_a_variant_the_default_is_meant():
     ("path", "message"),
     [
         ("experiments/nope.py:x", "--config: there is no file experiments/nope.py"),
-        (f"{FILE}:tinny", "r1_zero.py:tinny is unknown; variants: mini, tiny, gsm8k, published, paper"),
+        (f"{FILE}:tinny", "r1_zero.py:tinny is unknown; variants: mini, tiny, gsm8k, published"),
     ],
 )
 def test_file_and_variant(path, message):

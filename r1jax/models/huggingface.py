@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from threading import Lock
 from typing import NamedTuple
 
 import jax
@@ -27,15 +26,16 @@ from r1jax.checkpoints import CheckpointError
 from r1jax.models import safetensors
 from r1jax.models.decoder import Decoder
 from r1jax.models.families import abstract_params, differences, make_model, parameter_dtype
+from r1jax.models.filling import Leaf, Place
 from r1jax.models.huggingface_config import from_json, to_json
 from r1jax.models.transformer import TransformerConfig
 from r1jax.sharding import path_name
 
-CHUNK_BYTES = 16 * 2**20
 READERS = 4  # threads, of which each holds two chunks at most
 SHARD_BYTES = 5 * 10**9
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+_SCALE = "_scale_inv"  # ends the name of a float8 weight's scales
 
 _SHARED = {
     "attention_norm": "input_layernorm",
@@ -75,15 +75,6 @@ WHOLE = {
 }
 
 
-class Place(NamedTuple):
-    """Where a file's tensor belongs: entry `lead` of a parameter, turned over if a matrix."""
-
-    leaf: str
-    lead: tuple[int, ...]
-    transposed: bool
-    shape: tuple[int, ...]  # as in the file
-
-
 def places(model: Decoder) -> dict[str, Place]:
     """Every tensor that a folder of this model holds, by its name there."""
     table = DENSE if isinstance(model.config, TransformerConfig) else DEEPSEEK
@@ -119,9 +110,12 @@ def _leaves(tree) -> dict:
 
 
 def is_folder(path: str | Path) -> bool:
-    """Whether `path` is laid out as Hugging Face's: a config.json of a model, not of a run."""
+    """Whether `path` is laid out as Hugging Face's: weights, or a config.json of a model."""
+    path = Path(path)
+    if (path / INDEX).is_file() or (path / SINGLE).is_file():
+        return True
     try:
-        raw = json.loads((Path(path) / "config.json").read_text())
+        raw = json.loads((path / "config.json").read_text())
     except (OSError, ValueError):
         return False
     return isinstance(raw, dict) and ("architectures" in raw or "model_type" in raw)
@@ -129,11 +123,22 @@ def is_folder(path: str | Path) -> bool:
 
 def read_config(folder: str | Path):
     """The config that the folder's config.json means; CheckpointError names file and fault."""
-    path = Path(folder) / "config.json"
+    raw = _raw(Path(folder))
     try:
-        return from_json(json.loads(path.read_text()))
+        return from_json(raw)
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise CheckpointError(f"{Path(folder) / 'config.json'}: {error}") from error
+
+
+def _raw(folder: Path) -> dict:
+    path = folder / "config.json"
+    try:
+        raw = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: {error}") from error
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{path} holds a {type(raw).__name__}, not the config of a model")
+    return raw
 
 
 def load(folder: str | Path, *, mesh: Mesh, dtype: str | None = None, model: Decoder | None = None):
@@ -157,11 +162,16 @@ def load(folder: str | Path, *, mesh: Mesh, dtype: str | None = None, model: Dec
             f"{folder} holds another model than config.model describes; its config.json against "
             "config.model:\n  " + "\n  ".join(lines)
         )
-    paths, wanted = _files(folder), places(model)
-    stored = _check(folder, paths, wanted, config)
+    paths, wanted, raw = _files(folder), places(model), _raw(folder)
+    found = _catalogue(paths)
+    _check(folder, found, wanted, raw)
+    block = _block_shape(folder, found, wanted, raw)
     params = abstract_params(model, mesh)
+    stored = {}
+    for name, place in wanted.items():
+        stored.setdefault(place.leaf, set()).add(found[name].dtype)
     leaves = {
-        path: _Leaf(shape, _leaf_dtype(path, dtype, stored[path]))
+        path: Leaf(shape, _leaf_dtype(path, dtype, stored[path]))
         for path, shape in _leaves(params).items()
     }
     with ThreadPoolExecutor(READERS) as pool:
@@ -169,7 +179,7 @@ def load(folder: str | Path, *, mesh: Mesh, dtype: str | None = None, model: Dec
             with safetensors.File(path) as file:
 
                 def fill(name, file=file):
-                    scale = _scale(file, name, folder, paths)
+                    scale = _scale(file, name, found, block)
                     leaves[wanted[name].leaf].fill(file, name, wanted[name], scale)
 
                 list(pool.map(fill, [name for name in file.shapes if name in wanted]))
@@ -184,207 +194,133 @@ def _leaf_dtype(path: str, dtype: str | None, stored: set) -> np.dtype:
     return np.dtype(jnp.result_type(*wide))
 
 
+class Entry(NamedTuple):
+    """A tensor of a file."""
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
 def _files(folder: Path) -> list[Path]:
     """The folder's safetensors files; CheckpointError where the index names one that is absent."""
     if (folder / INDEX).is_file():
         try:
-            names = set(json.loads((folder / INDEX).read_text())["weight_map"].values())
+            names = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
+            paths = [folder / name for name in names]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{folder / INDEX} is no index of tensors: {error!r}") from error
-        for name in sorted(names):
-            if not (folder / name).is_file():
+        for path in paths:
+            if not path.is_file():
                 raise CheckpointError(
-                    f"{folder / INDEX} names {name}, but {folder / name} is not there; copy or "
+                    f"{folder / INDEX} names {path.name}, but {path} is not there; copy or "
                     "download it"
                 )
-        return [folder / name for name in sorted(names)]
+        return paths
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
     raise CheckpointError(f"{folder} holds neither {SINGLE} nor {INDEX}")
 
 
-def _check(folder: Path, paths: list[Path], wanted: Mapping[str, Place], config) -> dict[str, set]:
-    """Stored dtypes by parameter, after comparing all names and shapes; reads headers only."""
-    seen, stored = {}, {}
+def _catalogue(paths: list[Path]) -> dict[str, Entry]:
+    """All tensors of the files by name; reads headers only."""
+    found = {}
     for path in paths:
         try:
             with safetensors.File(path) as file:
                 for name, shape in file.shapes.items():
-                    if name in seen:
-                        raise CheckpointError(f"{name} is both in {seen[name]} and in {path}")
-                    seen[name] = path
-                    if name in wanted:
-                        place = wanted[name]
-                        if shape != place.shape:
-                            raise CheckpointError(
-                                f"{path}: {name} has shape {shape}, but {folder}/config.json "
-                                f"makes it {place.shape}"
-                            )
-                        stored.setdefault(place.leaf, set()).add(file.dtypes[name])
+                    if name in found:
+                        raise CheckpointError(f"{name} is both in {found[name].path} and in {path}")
+                    found[name] = Entry(path, shape, file.dtypes[name])
         except safetensors.FormatError as error:
             raise CheckpointError(str(error)) from error
-    if missing := sorted(wanted.keys() - seen.keys()):
-        where = folder / INDEX if len(paths) > 1 else paths[0]
+    return found
+
+
+def _check(folder: Path, found: Mapping[str, Entry], wanted: Mapping[str, Place], raw: Mapping):
+    """Raises CheckpointError where the files hold not just what is wanted, in its shapes."""
+    for name in wanted.keys() & found.keys():
+        if found[name].shape != wanted[name].shape:
+            raise CheckpointError(
+                f"{found[name].path}: {name} has shape {found[name].shape}, but "
+                f"{folder}/config.json makes it {wanted[name].shape}"
+            )
+    if missing := sorted(wanted.keys() - found.keys()):
+        paths = {entry.path for entry in found.values()}
+        where = paths.pop() if len(paths) == 1 else folder / INDEX
         raise CheckpointError(
             f"{where}: {_some(missing)} missing, of the {len(wanted)} tensors that "
             f"{folder}/config.json asks for"
         )
-    unknown = [n for n in sorted(seen) if n not in wanted and not _is_left_out(n, wanted, config)]
+    unknown = [n for n in sorted(found) if n not in wanted and not _is_left_out(n, wanted, raw)]
     if unknown:
         raise CheckpointError(
-            f"{seen[unknown[0]]}: {_some(unknown)} not part of the model that "
+            f"{found[unknown[0]].path}: {_some(unknown)} not part of the model that "
             f"{folder}/config.json describes"
         )
-    return stored
 
 
-def _is_left_out(name: str, wanted: Mapping[str, Place], config) -> bool:
+def _is_left_out(name: str, wanted: Mapping[str, Place], raw: Mapping) -> bool:
     """Tensors that belong to no forward pass of ours, or to another's weight."""
-    layer = re.match(r"model\.layers\.(\d+)\.", name)
+    layer, layers = re.match(r"model\.layers\.(\d+)\.", name), raw["num_hidden_layers"]
+    # DeepSeek's layers for multi-token prediction, which follow the others (V3: one).
+    extra = raw.get("num_nextn_predict_layers", 1) if "kv_lora_rank" in raw else 0
     return (
-        (layer and int(layer[1]) >= config.layers)  # multi-token prediction, for training V3
+        bool(layer and layers <= int(layer[1]) < layers + extra)
         or name.endswith("rotary_emb.inv_freq")  # computed
-        or (name == "lm_head.weight" and config.tied)
-        or (name.endswith("_scale_inv") and name.removesuffix("_scale_inv") in wanted)
+        or (name == "lm_head.weight" and name not in wanted)  # tied: the embedding again
+        or (name.endswith(_SCALE) and name.removesuffix(_SCALE) in wanted)
     )
+
+
+def _block_shape(folder: Path, found: Mapping[str, Entry], wanted, raw: Mapping):
+    """(rows, columns) that a scale of float8 weights is for; None where no weight is float8.
+
+    Raises CheckpointError for a scale that is missing or misshapen.
+    """
+    narrow = [name for name in wanted if found[name].dtype.itemsize == 1]
+    if not narrow:
+        return None
+    first = found[narrow[0]]
+    block = (raw.get("quantization_config") or {}).get("weight_block_size")
+    if not block:
+        raise CheckpointError(
+            f"{first.path}: {narrow[0]} is {first.dtype}, but {folder}/config.json has no "
+            "quantization_config.weight_block_size"
+        )
+    for name in narrow:
+        entry, scale = found[name], found.get(name + _SCALE)
+        if len(entry.shape) != 2 or not entry.dtype.name.startswith("float8"):
+            raise CheckpointError(
+                f"{entry.path}: {name} is {entry.dtype} {entry.shape}; of one-byte types only "
+                "matrices of float8 can be read"
+            )
+        if scale is None:
+            raise CheckpointError(
+                f"{entry.path}: {name} is {entry.dtype}, but {name}{_SCALE} is missing"
+            )
+        shape = tuple(-(-n // b) for n, b in zip(entry.shape, block, strict=True))
+        if scale.shape != shape:
+            raise CheckpointError(
+                f"{scale.path}: {name}{_SCALE} has shape {scale.shape}, not {shape}"
+            )
+    return tuple(block)
+
+
+def _scale(file: safetensors.File, name: str, found: Mapping[str, Entry], block):
+    """(scales, shape of a block) of a float8 matrix, None of any other tensor."""
+    if file.dtypes[name].itemsize > 1:
+        return None
+    path = found[name + _SCALE].path
+    if path == file.path:
+        return file.read(name + _SCALE).astype(np.float32), block
+    with safetensors.File(path) as other:
+        return other.read(name + _SCALE).astype(np.float32), block
 
 
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more + (" are" if len(names) > 1 else " is")
-
-
-def _scale(file: safetensors.File, name: str, folder: Path, paths: list[Path]):
-    """(scales, shape of a block) of a float8 matrix, None of any other tensor."""
-    if file.dtypes[name].itemsize > 1:
-        return None
-    raw = json.loads((folder / "config.json").read_text()).get("quantization_config") or {}
-    block = raw.get("weight_block_size")
-    scale = f"{name}_scale_inv"
-    if not block:
-        raise CheckpointError(
-            f"{file.path}: {name} is {file.dtypes[name]}, but {folder}/config.json has no "
-            "quantization_config.weight_block_size"
-        )
-    rows, columns = file.shapes[name]
-    shape = (-(-rows // block[0]), -(-columns // block[1]))
-    others = [path for path in paths if path != file.path]
-    for path in (file.path, *others):  # almost always in the same file
-        with safetensors.File(path) as holder:
-            if scale in holder.shapes:
-                if holder.shapes[scale] != shape:
-                    raise CheckpointError(
-                        f"{path}: {scale} has shape {holder.shapes[scale]}, not {shape}"
-                    )
-                return holder.read(scale).astype(np.float32), tuple(block)
-    raise CheckpointError(f"{file.path}: {name} is {file.dtypes[name]}, but {scale} is missing")
-
-
-class _Leaf:
-    """A parameter being filled: one buffer for each device of this process.
-
-    On a CPU the buffer is memory of the host, which becomes the device's as it is; on others
-    it is the device's own, and chunks are inserted in place.
-    """
-
-    def __init__(self, abstract, dtype: np.dtype):
-        self.shape, self.sharding = abstract.shape, abstract.sharding
-        self.buffers, self.devices_of, self._lock = {}, {}, Lock()
-        for device, index in self.sharding.addressable_devices_indices_map(self.shape).items():
-            spans = tuple(s.indices(n)[:2] for s, n in zip(index, self.shape, strict=True))
-            self.devices_of.setdefault(spans, []).append(device)
-            shape = tuple(stop - start for start, stop in spans)
-            if device.platform == "cpu":
-                self.buffers[device] = _aligned(shape, dtype)
-            else:
-                self.buffers[device] = jnp.zeros(shape, dtype, device=device)
-
-    def fill(self, file: safetensors.File, name: str, place: Place, scale) -> None:
-        """Puts one tensor of a file where it belongs, a chunk of rows at a time."""
-        shape = file.shapes[name]
-        size = file.dtypes[name].itemsize * int(np.prod(shape[1:], dtype=np.int64))
-        step, pending = max(1, CHUNK_BYTES // max(1, size)), []
-        pieces = list(self._pieces(place))
-        for start in range(0, shape[0], step):
-            stop = min(start + step, shape[0])
-            if not any(a < stop and start < b for (a, b), *_ in pieces):
-                continue
-            chunk = file.read(name, start, stop)
-            if scale is not None:
-                chunk = _dequantised(chunk, start, *scale)
-            jax.block_until_ready(pending)  # one chunk is put while the next is read, not more
-            pending = []
-            for (a, b), columns, lead, devices in pieces:
-                low, high = max(a, start), min(b, stop)
-                if low >= high:
-                    continue
-                part, at = chunk[low - start : high - start], (low - a,)
-                if columns is not None:
-                    part, at = part[:, slice(*columns)], (low - a, 0)
-                if place.transposed:
-                    part, at = part.T, at[::-1]
-                pending += [self._put(device, part, lead, at) for device in devices]
-        jax.block_until_ready(pending)
-
-    def _pieces(self, place: Place):
-        """(rows, columns, lead in the buffer, devices) of each region, in the file's order."""
-        n = len(place.lead)
-        for spans, devices in self.devices_of.items():
-            if all(a <= i < b for i, (a, b) in zip(place.lead, spans[:n], strict=True)):
-                own = spans[n:][:: -1 if place.transposed else 1]
-                lead = tuple(i - a for i, (a, _) in zip(place.lead, spans[:n], strict=True))
-                yield own[0], own[1] if len(own) > 1 else None, lead, devices
-
-    def _put(self, device, part: np.ndarray, lead: tuple, at: tuple):
-        """Puts a part at the corner `at` of entry `lead`; what it returns is ready when it is."""
-        buffer = self.buffers[device]
-        if isinstance(buffer, np.ndarray):
-            region = tuple(slice(i, i + n) for i, n in zip(at, part.shape, strict=True))
-            return _copy(buffer[lead][region], part)
-        staged = np.empty(part.shape, part.dtype)
-        _copy(staged, part)
-        staged = jax.device_put(staged, device)
-        with self._lock:  # two layers' tensors may be on their way into the one buffer
-            self.buffers[device], done = _insert(self.buffers[device], staged, (*lead, *at))
-        return done
-
-    def finish(self) -> jax.Array:
-        parts = [jax.device_put(b, d, may_alias=True) for d, b in self.buffers.items()]
-        return jax.make_array_from_single_device_arrays(self.shape, self.sharding, parts)
-
-
-def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Memory that jax takes over without a copy: it wants 64 bytes."""
-    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    raw = np.empty(size + 64, np.uint8)
-    start = -raw.ctypes.data % 64
-    return raw[start : start + size].view(dtype).reshape(shape)
-
-
-def _copy(target: np.ndarray, part: np.ndarray) -> None:
-    """target[...] = part, which may be turned over: in strips that a cache holds."""
-    if target.dtype == part.dtype:  # numpy moves its own types faster than bfloat16
-        words = np.dtype(f"u{part.itemsize}")
-        target, part = target.view(words), part.view(words)
-    if part.ndim == 2 and part.flags.f_contiguous and not part.flags.c_contiguous:
-        for at in range(0, part.shape[1], 32):
-            target[:, at : at + 32] = part[:, at : at + 32]
-    else:
-        target[...] = part
-
-
-def _dequantised(rows: np.ndarray, first: int, scale: np.ndarray, block) -> np.ndarray:
-    """float32 values of rows of a block-scaled matrix, of which `first` is the first."""
-    i = (first + np.arange(rows.shape[0])) // block[0]
-    j = np.arange(rows.shape[1]) // block[1]
-    return rows.astype(np.float32) * scale[i[:, None], j[None, :]]
-
-
-@partial(jax.jit, donate_argnums=0)
-def _insert(buffer, part, at):
-    """The buffer (its memory taken over) with `part` at `at`, and a number to wait for."""
-    part = part.astype(buffer.dtype).reshape((1,) * (buffer.ndim - part.ndim) + part.shape)
-    return jax.lax.dynamic_update_slice(buffer, part, at), part.reshape(-1)[0]
 
 
 def save(

@@ -70,14 +70,19 @@ class File:
         if length + 8 > size:
             raise FormatError(f"{self.path} is no safetensors file, or truncated: {size} bytes")
         try:
-            return json.loads(self._file.read(length)), length + 8
+            header = json.loads(self._file.read(length))
         except ValueError as error:
             raise FormatError(f"{self.path} is no safetensors file: {error}") from error
+        if not isinstance(header, dict):
+            raise FormatError(f"{self.path} is no safetensors file: its header is {header!r:.40}")
+        return header, length + 8
 
     def _add(self, name: str, entry: Mapping) -> None:
         try:
             dtype, shape = entry["dtype"], tuple(entry["shape"])
             begin, end = entry["data_offsets"]
+            if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
+                raise ValueError("a shape or an offset is no number")
         except (TypeError, KeyError, ValueError) as error:
             raise FormatError(f"{self.path}: the header's entry of {name} is broken") from error
         if dtype not in DTYPES:
@@ -120,6 +125,8 @@ def write(
     """
     header, at = {"__metadata__": {"format": "pt"}}, 0
     for name, (shape, dtype) in about.items():
+        if dtype not in NAMES:
+            raise ValueError(f"{name} is {dtype}, which the format has no name for")
         size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         header[name] = {
             "dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [at, at + size],

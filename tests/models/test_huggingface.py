@@ -16,7 +16,7 @@ import safetensors.numpy
 
 import r1jax.models
 from r1jax.checkpoints import CheckpointError
-from r1jax.models import abstract_params, huggingface, lora
+from r1jax.models import abstract_params, filling, huggingface, lora
 from r1jax.models.safetensors import DTYPES, File
 from r1jax.models.transformer import Transformer, TransformerConfig
 from r1jax.sharding import make_mesh, path_name
@@ -106,14 +106,14 @@ def folder(tmp_path):
 @pytest.fixture(autouse=True)
 def noise(monkeypatch):
     """Memory to be filled holds no weights of an earlier test."""
-    aligned = huggingface._aligned
+    aligned = filling._aligned
 
     def spoiled(*args):
         x = aligned(*args)
         x.view(np.uint8).fill(0xA5)
         return x
 
-    monkeypatch.setattr(huggingface, "_aligned", spoiled)
+    monkeypatch.setattr(filling, "_aligned", spoiled)
 
 
 def edit(folder, **settings):
@@ -152,7 +152,7 @@ def reads(monkeypatch):
 @pytest.fixture
 def on_device(monkeypatch):
     """Fills parameters as on accelerators; on the first device only."""
-    monkeypatch.setattr(huggingface, "_aligned", jnp.zeros)
+    monkeypatch.setattr(filling, "_aligned", jnp.zeros)
 
 
 # --- loading ---------------------------------------------------------------------------
@@ -186,7 +186,7 @@ def test_copies_of_the_weights_are_equal():
 @pytest.mark.parametrize("chunk", [1, 64, 1000])
 @every_fixture
 def test_small_chunks_give_the_same_bits(name, chunk, monkeypatch):
-    monkeypatch.setattr(huggingface, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(filling, "CHUNK_BYTES", chunk)
     _, params = huggingface.load(FOLDER / name, mesh=mesh_for(name))
     check(params, expected(FOLDER / name))
 
@@ -194,7 +194,7 @@ def test_small_chunks_give_the_same_bits(name, chunk, monkeypatch):
 @pytest.mark.parametrize("rows", [31, 32, 33, 55])
 def test_chunks_of_any_number_of_rows(rows, mesh1, monkeypatch):
     # The matrices have up to 56 rows of 32 float32; they are turned over in strips of 32 rows.
-    monkeypatch.setattr(huggingface, "CHUNK_BYTES", rows * 32 * 4)
+    monkeypatch.setattr(filling, "CHUNK_BYTES", rows * 32 * 4)
     _, params = huggingface.load(FOLDER / "qwen2_tied", mesh=mesh1)
     check(params, expected(FOLDER / "qwen2_tied"))
 
@@ -202,7 +202,7 @@ def test_chunks_of_any_number_of_rows(rows, mesh1, monkeypatch):
 @pytest.mark.parametrize("readers", [1, 4])
 @pytest.mark.parametrize("name", ["qwen2_untied_bf16_shards", "deepseek_v3_fp8"])
 def test_accelerators_are_filled_chunk_by_chunk(name, readers, mesh1, on_device, monkeypatch):
-    monkeypatch.setattr(huggingface, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(filling, "CHUNK_BYTES", 1000)
     monkeypatch.setattr(huggingface, "READERS", readers)
     _, params = huggingface.load(FOLDER / name, mesh=mesh1)
     check(params, expected(FOLDER / name))
@@ -299,7 +299,7 @@ def test_scales_in_another_file(folder, chunk, monkeypatch):
         (path / shard).write_bytes(safetensors.numpy.save(part))
     where = {n: shards[n.endswith("_scale_inv")] for n in tensors}
     (path / huggingface.INDEX).write_text(json.dumps({"weight_map": where}))
-    monkeypatch.setattr(huggingface, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(filling, "CHUNK_BYTES", chunk)
     _, params = huggingface.load(path, mesh=mesh_for("deepseek_v3_fp8"))
     check(params, expected(FOLDER / "deepseek_v3_fp8"))
 
@@ -330,7 +330,7 @@ def test_parameters_of_a_model_that_is_given(mesh1):
 @pytest.mark.parametrize("on", ["one device", "eight devices"])
 @every_fixture
 def test_every_row_is_read_once_in_the_order_of_the_file(name, on, reads, mesh1, monkeypatch):
-    monkeypatch.setattr(huggingface, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(filling, "CHUNK_BYTES", 1000)
     monkeypatch.setattr(huggingface, "READERS", 1)
     mesh = mesh1 if on == "one device" else mesh_for(name)
     model, _ = huggingface.load(FOLDER / name, mesh=mesh)
@@ -369,8 +369,8 @@ def test_rows_that_no_device_here_needs_are_not_read(reads, monkeypatch):
         held.append((buffer, everywhere(self.sharding, self.shape)[device]))
 
     monkeypatch.setattr(jax.sharding.NamedSharding, "addressable_devices_indices_map", here)
-    monkeypatch.setattr(huggingface._Leaf, "finish", keep)
-    monkeypatch.setattr(huggingface, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(filling.Leaf, "finish", keep)
+    monkeypatch.setattr(filling, "CHUNK_BYTES", 1)
     huggingface.load(FOLDER / name, mesh=mesh_for(name))
     wanted = expected(FOLDER / name)
     for (buffer, index), path in zip(held, leaves(params), strict=True):
@@ -403,7 +403,7 @@ def test_every_reader_holds_two_chunks_at_most(readers, mesh1, monkeypatch):
         return x
 
     monkeypatch.setattr(File, "read", record)
-    monkeypatch.setattr(huggingface, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(filling, "CHUNK_BYTES", 1000)
     monkeypatch.setattr(huggingface, "READERS", readers)
     huggingface.load(FOLDER / "qwen2_tied", mesh=mesh1)
     assert most[0] <= 2 * readers
@@ -411,7 +411,7 @@ def test_every_reader_holds_two_chunks_at_most(readers, mesh1, monkeypatch):
 
 def test_an_accelerator_is_waited_for_before_more_is_put(mesh1, on_device, monkeypatch):
     """A chunk may be on its way while the next is read, and no more."""
-    events, read, wait, insert = [], File.read, jax.block_until_ready, huggingface._insert
+    events, read, wait, insert = [], File.read, jax.block_until_ready, filling._insert
 
     def recorded(kind, call):
         def run(*args):
@@ -423,9 +423,9 @@ def test_an_accelerator_is_waited_for_before_more_is_put(mesh1, on_device, monke
 
     monkeypatch.setattr(File, "read", recorded("read", read))
     monkeypatch.setattr(jax, "block_until_ready", recorded("wait", wait))
-    monkeypatch.setattr(huggingface, "_insert", recorded("insert", insert))
+    monkeypatch.setattr(filling, "_insert", recorded("insert", insert))
     monkeypatch.setattr(huggingface, "READERS", 1)
-    monkeypatch.setattr(huggingface, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(filling, "CHUNK_BYTES", 1000)
     huggingface.load(FOLDER / "qwen2_tied", mesh=mesh1)
     under_way = 0
     for event in events:
@@ -438,13 +438,13 @@ def test_an_accelerator_is_waited_for_before_more_is_put(mesh1, on_device, monke
 @every_fixture
 def test_a_parameter_is_not_copied_once_it_is_filled(name, mesh1, monkeypatch):
     """On a CPU a parameter is the very memory that was filled."""
-    made, aligned = [], huggingface._aligned
+    made, aligned = [], filling._aligned
 
     def record(*args):
         made.append(aligned(*args))
         return made[-1]
 
-    monkeypatch.setattr(huggingface, "_aligned", record)
+    monkeypatch.setattr(filling, "_aligned", record)
     _, params = huggingface.load(FOLDER / name, mesh=mesh1)
     filled = {x.ctypes.data for x in made}
     assert {x.unsafe_buffer_pointer() for x in jax.tree.leaves(params)} == filled
