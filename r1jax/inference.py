@@ -41,7 +41,7 @@ def open_model(
     mesh = make_mesh()
     published = is_folder(path)
     folder = Path(path).absolute() if published else checkpoints.find(path)
-    workdir = folder if published else folder.parents[2]  # RUN/checkpoints/STAGE/STEP
+    workdir = models.tokenizer_folder(folder)
     tokenizer = open_tokenizer(workdir)
     pipeline.check_vocabulary(tokenizer, models.read_config(folder), f"the tokenizer in {workdir}")
     if published and template is None:
@@ -68,17 +68,14 @@ def export(path: str | Path, out: str | Path, *, dtype: str | None = None) -> No
     Raises ValueError where `out` is there already, and CheckpointError or ValueError
     naming what is missing.
     """
-    mesh = make_mesh()
-    published = is_folder(path)
-    folder = Path(path).absolute() if published else checkpoints.find(path)
-    tokenizer = open_tokenizer(folder if published else folder.parents[2])
+    tokenizer = open_tokenizer(models.tokenizer_folder(path))
     files = tokenizer.files()
     if isinstance(tokenizer, SentencePieceTokenizer):
         try:
             files |= to_huggingface(tokenizer)
         except ValueError as error:
             log.warning("no tokenizer.json, only tokenizer.model: %s", error)
-    model, params = models.load(folder, mesh=mesh)
+    model, params = models.load(path)
     ends = list(tokenizer.stop_ids)
     special = {
         "bos_token_id": tokenizer.bos_id,

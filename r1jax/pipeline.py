@@ -132,7 +132,9 @@ def parse(plain: Mapping) -> Experiment:
     model = plain.get("model", {})
     config.check_section(model, "config.model")
     model_config(model, vocabulary=1)
-    tokenizer = plain.get("tokenizer") or ({"path": model["path"]} if "path" in model else {})
+    tokenizer = plain.get("tokenizer") or {}
+    if not tokenizer and "path" in model:
+        tokenizer = {"path": str(models.tokenizer_folder(model["path"]))}
     evaluation = plain.get("evaluate")
     return Experiment(
         seed=seed,

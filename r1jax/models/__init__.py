@@ -20,8 +20,15 @@ from r1jax.sharding import make_mesh, shardings
 
 __all__ = [
     "abstract_params", "describe", "from_description", "load", "load_params", "make_model",
-    "read_config",
+    "read_config", "tokenizer_folder",
 ]  # fmt: skip
+
+
+def tokenizer_folder(path: str | Path) -> Path:
+    """Where the tokenizer of a model in any folder that `load` reads lies."""
+    if huggingface.is_folder(path):
+        return Path(path).absolute()
+    return checkpoints.find(path).parents[2]  # RUN/checkpoints/STAGE/STEP
 
 
 def read_config(path: str | Path):
