@@ -109,7 +109,9 @@ def _add_model(parser) -> None:
 def _add_sampling(parser, *, temperature: float, top_p: float) -> None:
     parser.add_argument("--temperature", type=float, default=temperature)
     parser.add_argument("--top_p", type=float, default=top_p)
-    parser.add_argument("--max_tokens", type=int, help="default: what the model's context allows")
+    parser.add_argument(
+        "--max_tokens", type=int, help="default: what the model's context allows, 32768 at most"
+    )
 
 
 def _train(flags, overrides) -> None:

@@ -24,6 +24,8 @@ from r1jax.train import enable_compilation_cache
 
 log = logging.getLogger("r1jax")
 
+LONGEST = 32_768  # tokens of a response in the paper's evaluation
+
 
 def open_model(
     path: str | Path, *, seed: int = 0, dtype: str | None = None, template: str | None = None
@@ -157,13 +159,13 @@ def sample(
 
 
 def _room(run: Run, questions: Sequence[str]) -> int:
-    """Tokens that the context leaves for a response to the longest question."""
+    """Tokens that the context leaves for a response to the longest question, 32,768 at most."""
     context, longest = run.model.config.context, max(len(run.prompt(q)) for q in questions)
     if longest >= context:
         raise ValueError(
             f"a prompt has {longest} tokens; the model's context of {context} has no room left"
         )
-    return context - longest
+    return min(context - longest, LONGEST)
 
 
 def _bar(name: str):

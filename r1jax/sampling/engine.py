@@ -163,7 +163,8 @@ class Sampler:
             dead_b = np.flatnonzero(owner_b == B)
             index_b = np.sort(np.concatenate([alive_b, dead_b[: size - len(alive_b)]]))
             owner_b = owner_b[index_b]
-            state = self._reshape(state, jax.device_put(index_b, layout), width + at + steps)
+            slots = bucket(width + at + steps)
+            state = self._reshape(state, jax.device_put(index_b, layout), slots)
             state, (token_bt, logp_bt, count_b) = self._decode(params, state, steps)
             token_bt, logp_bt, count_b, done_b = jax.device_get(
                 (token_bt, logp_bt, count_b, state.done_B)
@@ -259,6 +260,18 @@ class Sampler:
 
         _, state, out = jax.lax.while_loop(going, step, (jnp.int32(0), state, out))
         return state, out
+
+
+def bucket(slots: int) -> int:
+    """Cache length for `slots` tokens: as they are up to 256, then four sizes a doubling.
+
+    Every length is a program to compile: 32,768 tokens need some 30, and read at most a
+    quarter more than there is.
+    """
+    if slots <= 256:
+        return slots
+    step = 1 << (slots - 1).bit_length() - 3
+    return slots + -slots % step
 
 
 def _shifted(on_tokens, first: int, new: dict) -> None:

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from r1jax.sampling.engine import Sampler, SamplingConfig
+from r1jax.sampling import engine
+from r1jax.sampling.engine import Sampler, SamplingConfig, bucket
 
 PAD, EOS, NEW, GROUP = 0, 19, 12, 4
 # Of 1 to 11 tokens, padded to 16; an end token in a prompt (the last) ends nothing.
@@ -313,3 +314,20 @@ def test_no_prompts_and_ids_that_do_not_match(tiny, mesh1):
         sample(tiny, mesh1, [])
     with pytest.raises(ValueError, match="1 prompt_ids for 2 prompts"):
         sample(tiny, mesh1, PROMPTS[:2], ids=[3])
+
+
+def test_cache_lengths_are_few_and_little_longer_than_needed():
+    lengths = range(1, 40_000)
+    assert [bucket(n) for n in range(1, 257)] == list(range(1, 257))
+    assert all(n <= bucket(n) <= 1.25 * n for n in lengths)
+    # 256 to 512 in steps of 64, to 1024 in steps of 128, …: 4 a doubling, 7 doublings to 32,768.
+    assert len({bucket(n) for n in range(257, 32_769)}) == 4 * 7
+    pairs = {257: 320, 320: 320, 321: 384, 512: 512, 513: 640, 32_768: 32_768}
+    assert {n: bucket(n) for n in pairs} == pairs
+
+
+def test_a_cache_longer_than_needed_changes_nothing(tiny, mesh1, monkeypatch):
+    plain = sample(tiny, mesh1)
+    monkeypatch.setattr(engine, "bucket", lambda n: n + 13)
+    for a, b in zip(plain, sample(tiny, mesh1), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
