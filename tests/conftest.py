@@ -48,6 +48,17 @@ def pytest_configure(config):
         raise pytest.UsageError("jax was imported before conftest.py: it shows no 8 devices")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+    """Drops compiled programs before they are too many: each maps memory, and Linux allows a
+    process 65,530 mappings. Past these XLA does not fail, it crashes."""
+    yield
+    with open("/proc/self/maps") as file:
+        maps = sum(1 for _ in file)
+    if maps > 20_000:
+        jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def mesh1():
     """One device. Enter it with `jax.set_mesh`, as a run does."""
