@@ -15,8 +15,10 @@
              --config.data=PROBLEMS.jsonl --workdir=DIR
            The same on any published model (Qwen2.5, Qwen3, Llama 3, DeepSeek-V3; a folder with
            config.json, safetensors and tokenizer), for Qwen2.5-Math-7B and 8 accelerators of
-           80 GB or more. With --config.grpo.lora.rank=32 only adapters are trained. Run by us on
-           small random weights alone: none could be fetched.
+           80 GB or more. With --config.grpo.lora.rank=32 only adapters are trained. For the
+           accuracy curve: --config.evaluate.benchmarks="('aime_2024.jsonl',)"
+           --config.evaluate.max_tokens=3072. Run by us on small random weights alone: none
+           could be fetched.
     paper  r1jax train --config=experiments/r1_zero.py:paper --config.weights=FOLDER \\
              --config.data=PROBLEMS.jsonl --workdir=DIR
            The paper's settings (second-hand: arXiv:2501.12948 v2), for a pod and weights such as
@@ -105,7 +107,6 @@ def published() -> ConfigDict:
         micro_rows=32, rewards=dict(accuracy=1.0, format=1.0), lr=1e-6, kl_coef=0.001,
         clip_eps=0.2, reward_workers=8, chunk=128, checkpoint_every=20,
     )  # fmt: skip
-    config.evaluate = dict(benchmarks=("aime_2024.jsonl",), samples=16, max_tokens=3072, every=20)
     return config
 
 

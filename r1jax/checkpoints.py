@@ -124,7 +124,14 @@ def find(path: str | Path) -> Path:
     A run's last stage with a complete checkpoint is taken. Raises CheckpointError naming the
     path where it holds none.
     """
-    path = Path(path).absolute()
+    given, path = path, Path(path).absolute()
+    if not path.is_dir():
+        what = "is a file" if path.exists() else "does not exist"
+        raise CheckpointError(
+            f"{path} {what}; give the folder of a run, of a checkpoint or of a published model "
+            f"(config.json and safetensors). Nothing is downloaded: if {given} names a model on a "
+            "hub, fetch its folder first"
+        )
     if (path / "params").is_dir():
         return path
     if (path / "config.json").is_file() and (path / "checkpoints").is_dir():
@@ -138,7 +145,8 @@ def find(path: str | Path) -> Path:
             return folder / str(max(steps))
     raise CheckpointError(
         f"{path} holds no complete checkpoint; give a run's folder, a stage's "
-        "(RUN/checkpoints/STAGE) or one checkpoint's (RUN/checkpoints/STAGE/STEP)"
+        "(RUN/checkpoints/STAGE), one checkpoint's (RUN/checkpoints/STAGE/STEP), or a published "
+        "model's with config.json and model.safetensors"
     )
 
 

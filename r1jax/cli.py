@@ -94,8 +94,39 @@ def _add_folder(parser) -> None:
         help="a run, a stage's or one checkpoint's folder, or one of Hugging Face's",
     )  # fmt: skip
     parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), help="of the weights; default: as they are"
-    )
+        "--dtype", choices=("float32", "bfloat16"),
+        help="of the weights; default: as published ones are stored, float32 for a run's",
+    )  # fmt: skip
+    parser.add_argument(
+        "--mesh", type=_mesh_sizes, default={}, metavar="fsdp=4,tensor=2",
+        help="devices along each axis (data, fsdp, expert, tensor); default: all on fsdp",
+    )  # fmt: skip
+
+
+def _mesh_sizes(text: str) -> dict[str, int]:
+    pairs = [part.partition("=") for part in text.split(",")]
+    if not all(name in ("data", "fsdp", "expert", "tensor") for name, _, _ in pairs):
+        raise ValueError(text)
+    return {name: int(size) for name, _, size in pairs}
+
+
+def _mesh(flags):
+    """The mesh that was asked for, of as many devices as it needs; None for the default."""
+    if not flags.mesh:
+        return None
+    import math
+
+    import jax
+
+    from r1jax.sharding import make_mesh
+
+    sizes = {"fsdp": 1, **flags.mesh}
+    count = math.prod(sizes.values())
+    if not 1 <= count <= len(jax.devices()) or min(sizes.values()) < 1:
+        raise ValueError(
+            f"--mesh={flags.mesh} needs {count} devices; there are {len(jax.devices())}"
+        )
+    return make_mesh(**sizes, devices=jax.devices()[:count])
 
 
 def _add_model(parser) -> None:
@@ -129,7 +160,7 @@ def _eval(flags, _) -> None:
     name, scores = evaluate(
         flags.model, flags.benchmark, problems, samples=flags.samples, seed=flags.seed,
         temperature=flags.temperature, top_p=flags.top_p, max_tokens=flags.max_tokens,
-        dtype=flags.dtype, template=flags.template,
+        dtype=flags.dtype, template=flags.template, mesh=_mesh(flags),
     )  # fmt: skip
     if flags.json:
         print(json.dumps({"benchmark": name, "questions": len(problems)} | scores))
@@ -150,7 +181,7 @@ def _sample(flags, _) -> None:
     responses = sample(
         flags.model, flags.prompt, samples=flags.samples, seed=flags.seed,
         temperature=flags.temperature, top_p=flags.top_p, max_tokens=flags.max_tokens,
-        dtype=flags.dtype, template=flags.template,
+        dtype=flags.dtype, template=flags.template, mesh=_mesh(flags),
         on_text=partial(print, end="", flush=True) if flags.stream else None,
     )  # fmt: skip
     if flags.stream:
@@ -170,7 +201,7 @@ def _sample(flags, _) -> None:
 def _export(flags, _) -> None:
     from r1jax.inference import export
 
-    export(flags.model, flags.out, dtype=flags.dtype)
+    export(flags.model, flags.out, dtype=flags.dtype, mesh=_mesh(flags))
     print(flags.out)
 
 

@@ -1,11 +1,13 @@
 """Using a trained model: evaluation and sampling for the command line and for notebooks."""
 
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from r1jax import checkpoints, models, pipeline
 from r1jax.config import unknown
@@ -14,6 +16,7 @@ from r1jax.data.sources import benchmark_name
 from r1jax.data.tokenizers import SentencePieceTokenizer, StreamDecoder, open_tokenizer
 from r1jax.models import huggingface
 from r1jax.models.huggingface import is_folder
+from r1jax.models.huggingface_config import to_json
 from r1jax.rewards import Response
 from r1jax.run import Run
 from r1jax.sampling.engine import SamplingConfig
@@ -24,34 +27,44 @@ from r1jax.train import enable_compilation_cache
 
 log = logging.getLogger("r1jax")
 
+ABOUT = "r1jax.json"  # in an export: what config.json has no place for
 LONGEST = 32_768  # tokens of a response in the paper's evaluation
 
 
 def open_model(
-    path: str | Path, *, seed: int = 0, dtype: str | None = None, template: str | None = None
+    path: str | Path,
+    *,
+    seed: int = 0,
+    dtype: str | None = None,
+    template: str | None = None,
+    mesh: Mesh | None = None,
 ) -> tuple[Run, dict]:
     """(run, params) for a Hugging Face folder, or the newest checkpoint that `path` means.
 
-    On all devices. `template` names one of `r1jax.templates`, or is 'chat'; by default it is
-    the one that a run was made with, and the chat template of a Hugging Face folder, or
-    r1_zero where it has none.
+    On all devices, unless `mesh` says otherwise. `template` names one of
+    `r1jax.templates`, or is 'chat'; by default it is the one that a run was made with (which
+    its export keeps in r1jax.json), and the chat template of other Hugging Face folders, or
+    r1_zero where there is none.
     Raises CheckpointError or ValueError naming what is missing.
     """
     enable_compilation_cache()
     if template not in (None, "chat", *TEMPLATES):
         raise ValueError(unknown(f"template={template!r}", template, [*TEMPLATES, "chat"]))
-    mesh = make_mesh()
+    mesh = make_mesh() if mesh is None else mesh
     published = is_folder(path)
     folder = Path(path).absolute() if published else checkpoints.find(path)
-    workdir = models.tokenizer_folder(folder)
+    config, workdir = models.read_config(folder), models.tokenizer_folder(folder)
     tokenizer = open_tokenizer(workdir)
-    pipeline.check_vocabulary(tokenizer, models.read_config(folder), f"the tokenizer in {workdir}")
-    if published and template is None:
-        template = "chat" if tokenizer.chat_template else "r1_zero"
-        log.info("prompts: template %s", template)
-    if template is None:
+    pipeline.check_vocabulary(tokenizer, config, f"the tokenizer in {workdir}")
+    if template is not None:
+        prompt = pipeline.make_template(template, tokenizer, {})
+    elif not published:
         prompt = Template(**checkpoints.load_meta(folder)["template"])
+    elif (folder / ABOUT).is_file():
+        prompt = Template(**json.loads((folder / ABOUT).read_text())["template"])
     else:
+        template = "chat" if tokenizer.chat_template else "r1_zero"
+        log.info("prompts: template %s (--template takes another)", template)
         prompt = pipeline.make_template(template, tokenizer, {})
     model, params = models.load(folder, mesh=mesh, dtype=dtype)
     run = Run(
@@ -61,7 +74,9 @@ def open_model(
     return run, params
 
 
-def export(path: str | Path, out: str | Path, *, dtype: str | None = None) -> None:
+def export(
+    path: str | Path, out: str | Path, *, dtype: str | None = None, mesh: Mesh | None = None
+) -> None:
     """Writes a Hugging Face folder of a model: config.json, weights, tokenizer.
 
     A sentencepiece tokenizer goes along as tokenizer.json too, where it can be converted. Open
@@ -70,6 +85,9 @@ def export(path: str | Path, out: str | Path, *, dtype: str | None = None) -> No
     Raises ValueError where `out` is there already, and CheckpointError or ValueError
     naming what is missing.
     """
+    if Path(out).exists():
+        raise ValueError(f"{out} exists already; name a folder that does not")
+    to_json(models.read_config(path), "float32")  # says so early where no architecture fits
     tokenizer = open_tokenizer(models.tokenizer_folder(path))
     files = tokenizer.files()
     if isinstance(tokenizer, SentencePieceTokenizer):
@@ -77,7 +95,12 @@ def export(path: str | Path, out: str | Path, *, dtype: str | None = None) -> No
             files |= to_huggingface(tokenizer)
         except ValueError as error:
             log.warning("no tokenizer.json, only tokenizer.model: %s", error)
-    model, params = models.load(path)
+    if not is_folder(path):
+        about = {"template": checkpoints.load_meta(checkpoints.find(path))["template"]}
+        files[ABOUT] = json.dumps(about, indent=2).encode()
+    elif (Path(path) / ABOUT).is_file():
+        files[ABOUT] = (Path(path) / ABOUT).read_bytes()
+    model, params = models.load(path, mesh=mesh)
     ends = list(tokenizer.stop_ids)
     special = {
         "bos_token_id": tokenizer.bos_id,
@@ -99,9 +122,12 @@ def evaluate(
     seed: int = 0,
     dtype: str | None = None,
     template: str | None = None,
+    mesh: Mesh | None = None,
 ) -> tuple[str, dict[str, float]]:
     """(benchmark name, scores) as `stages.evaluate.score` gives them."""
-    run, params = open_model(path, seed=seed, dtype=dtype, template=template)
+    # Before the weights are read, what can be said without them.
+    EvaluateConfig((benchmark,), _some(max_tokens), samples, temperature, top_p)
+    run, params = open_model(path, seed=seed, dtype=dtype, template=template, mesh=mesh)
     name = benchmark_name(benchmark)
     if max_tokens is None:
         max_tokens = _room(run, [p["question"] for p in problems])
@@ -130,6 +156,7 @@ def sample(
     seed: int = 0,
     dtype: str | None = None,
     template: str | None = None,
+    mesh: Mesh | None = None,
     on_text: Callable[[str], None] | None = None,
 ) -> list[Response]:
     """Responses of a model to one question.
@@ -140,8 +167,12 @@ def sample(
         raise ValueError(f"samples={samples} must be at least 1")
     if on_text and samples > 1:
         raise ValueError(f"samples={samples}: only a single response can be shown as it comes")
-    run, params = open_model(path, seed=seed, dtype=dtype, template=template)
+    if not question.strip():
+        raise ValueError("the prompt is empty; ask something (--prompt)")
+    SamplingConfig(_some(max_tokens), temperature=temperature, top_p=top_p)
+    run, params = open_model(path, seed=seed, dtype=dtype, template=template, mesh=mesh)
     max_tokens = _room(run, [question]) if max_tokens is None else max_tokens
+    log.info("up to %d tokens (context %d)", max_tokens, run.model.config.context)
     config = SamplingConfig(max_tokens, temperature=temperature, top_p=top_p)
     stream = StreamDecoder(run.tokenizer)
 
@@ -156,6 +187,10 @@ def sample(
     if on_text:
         on_text(stream.finish())
     return run.responses(rollout)
+
+
+def _some(max_tokens: int | None) -> int:
+    return 1 if max_tokens is None else max_tokens
 
 
 def _room(run: Run, questions: Sequence[str]) -> int:

@@ -22,6 +22,7 @@ from r1jax import checkpoints, config, models
 from r1jax.config import ConfigError
 from r1jax.data.chat import chat_prompt
 from r1jax.data.examples import load_examples
+from r1jax.data.packing import plan
 from r1jax.data.sources import benchmark_name, fingerprint, load_problems
 from r1jax.data.tasks import TASKS
 from r1jax.data.tokenizers import (
@@ -31,8 +32,8 @@ from r1jax.data.tokenizers import (
     open_tokenizer,
     train_sentencepiece,
 )
-from r1jax.models import load_params, make_model
-from r1jax.models.families import CONFIGS, Config
+from r1jax.models import load_params, lora, make_model
+from r1jax.models.families import CONFIGS, FREE, Config
 from r1jax.models.huggingface import is_folder
 from r1jax.models.presets import PRESETS
 from r1jax.run import Run
@@ -154,12 +155,12 @@ def model_config(section: Mapping, *, vocabulary: int) -> Config:
     """The config that `config.model` means; raises ConfigError.
 
     `path` takes a folder's (Hugging Face's, a run's or a checkpoint's), `preset` a published
-    model's, and what else is given replaces values in it; without either, `family` says
-    which kind is described. `vocabulary` counts where nothing else says so.
+    model's; beside either only what leaves the weights as they are may be set. Without one,
+    `family` says which kind is described, and `vocabulary` counts unless it is given.
     """
     section = dict(section)
     path, preset = section.pop("path", None), section.pop("preset", None)
-    family = section.pop("family", "dense")
+    family = section.pop("family", "dense")  # says nothing beside the other two
     if path and preset:
         raise ConfigError(f"config.model has path={path!r} and preset={preset!r}; give one")
     if family not in CONFIGS:
@@ -169,6 +170,12 @@ def model_config(section: Mapping, *, vocabulary: int) -> Config:
     if not (path or preset):
         return config.build(CONFIGS[family], {"vocabulary": vocabulary, **section}, "config.model")
     base = PRESETS[preset] if preset else models.read_config(path)
+    allowed = FREE if path else (*FREE, "rope_theta", "rope_scaling")
+    if fixed := [name for name in section if name not in allowed]:
+        raise ConfigError(
+            f"config.model.{fixed[0]} cannot be set beside {'path' if path else 'preset'}, which "
+            f"says what it is; what can: {', '.join(allowed)}"
+        )
     changed = {**dataclasses.asdict(base), **section}
     return config.build(type(base), changed, "config.model")
 
@@ -207,15 +214,23 @@ def execute(
     check_vocabulary(tokenizer, model.config, "config.tokenizer")
     template = make_template(experiment.template, tokenizer, experiment.chat)
     manifest = Manifest(workdir / "manifest.json", experiment)
+
+    def run_of(stage: Stage, base: str = "") -> Run:
+        return Run(
+            workdir=workdir, stage=stage.name, seed=experiment.seed, mesh=mesh, model=model,
+            tokenizer=tokenizer, template=template, writer=writer, base=base,
+        )  # fmt: skip
+
+    for stage in experiment.stages:
+        if not manifest.finished(stage.name):
+            _check(stage, run_of(stage), data[stage.name])
+    if benchmarks:
+        evaluate.Evaluator(experiment.evaluate, run_of(experiment.stages[-1]), benchmarks)
     with jax.set_mesh(mesh):
         for stage in experiment.stages:
             if manifest.finished(stage.name):
                 continue
-            base = _base(stage, workdir)
-            run = Run(
-                workdir=workdir, stage=stage.name, seed=experiment.seed, mesh=mesh, model=model,
-                tokenizer=tokenizer, template=template, writer=writer, base=base,
-            )  # fmt: skip
+            run = run_of(stage, _base(stage, workdir))
             params = _initial(stage, run)
             if stage.kind == "pretrain":
                 pretrain.run(stage.settings, run)
@@ -239,12 +254,27 @@ def _load(stage: Stage) -> list[dict] | None:
     return load_examples(stage.settings.examples) if stage.kind == "sft" else None
 
 
+def _check(stage: Stage, run: Run, data: list[dict] | None) -> None:
+    """Raises ConfigError for what would stop the stage when the ones before it are done."""
+    try:
+        if stage.kind == "grpo":
+            run.sampler(stage.settings.sampling).check([run.prompt(p["question"]) for p in data])
+        if stage.kind == "sft":
+            documents = [run.document(e["question"], e["response"]) for e in data]
+            plan([len(d.tokens) for d in documents], stage.settings.row_tokens)
+        if settings := getattr(stage.settings, "lora", None):
+            shapes = jax.eval_shape(run.model.init, jax.random.key(0))
+            jax.eval_shape(lambda p: lora.split(p, settings, jax.random.key(0)), shapes)
+    except ValueError as error:
+        raise ConfigError(f"config.{stage.name}: {error}") from error
+
+
 def _base(stage: Stage, workdir: Path) -> str:
     """What a stage starts from: '', a checkpoint (of this run: relative to it), or a folder."""
     if not stage.init:
         return ""
     own = workdir / "checkpoints" / stage.init  # an absolute path stays as it is
-    path = own if own.is_dir() else Path(stage.init).absolute()
+    path = own if own.is_dir() else Path(stage.init).resolve()
     path = path if is_folder(path) else checkpoints.find(path)
     return str(path.relative_to(workdir) if path.is_relative_to(workdir) else path)
 
@@ -252,13 +282,16 @@ def _base(stage: Stage, workdir: Path) -> str:
 def _initial(stage: Stage, run: Run):
     """Parameters that a stage starts from, or None for random ones.
 
-    Under adapters they stay as they are, so they need no more digits than the activations.
+    Under adapters they stay as they are, so they need no more digits than the activations,
+    unless they are themselves a sum with adapters, which a narrow type would round away.
     """
     if not run.base:
         return None
-    frozen = getattr(stage.settings, "lora", None) is not None and stage.settings.lora.rank
+    path, settings = run.workdir / run.base, getattr(stage.settings, "lora", None)
+    adapted = not is_folder(path) and "lora" in checkpoints.load_meta(path)
+    frozen = settings is not None and settings.rank and not adapted
     dtype = run.model.config.dtype if frozen else "float32"
-    return load_params(run.workdir / run.base, run.model, run.mesh, dtype)
+    return load_params(path, run.model, run.mesh, dtype)
 
 
 def padded_vocabulary(tokenizer: Tokenizer) -> int:

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from r1jax import config, pipeline, plots
 from r1jax.config import ConfigError
+from r1jax.data.tokenizers import JSON_FILE, MODEL_FILE
 from r1jax.writers import Writer, read_lines, replace
 
 log = logging.getLogger("r1jax")
@@ -60,8 +61,11 @@ def _claim(workdir: Path, plain: dict) -> None:
     """Makes the workdir this config's; refuses one in which something was made with another."""
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / "config.json"
-    made = ("tokenizer.model", "tokenizer.json", "metrics.jsonl", "checkpoints")
-    if not path.exists() or not any((workdir / name).exists() for name in made):
+    if not path.exists() or not any(
+        (workdir / n).exists() for n in ("metrics.jsonl", "checkpoints")
+    ):
+        for name in (JSON_FILE, MODEL_FILE):  # of a run that came no further
+            (workdir / name).unlink(missing_ok=True)
         replace(path, json.dumps(plain, indent=2) + "\n")
         return
     if lines := config.difference(json.loads(path.read_text()), plain):

@@ -266,15 +266,23 @@ def test_find(workdir):
     assert checkpoints.find(workdir) == stages / "pretrain" / "4"
 
 
-@pytest.mark.parametrize("name", ["", "nowhere", "checkpoints"])
+@pytest.mark.parametrize("name", ["", "checkpoints"])
 def test_find_nothing(tmp_path, name):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(CheckpointError) as error:
         checkpoints.find(tmp_path / name)
     assert str(error.value) == (
         f"{tmp_path / name} holds no complete checkpoint; give a run's folder, a stage's "
-        "(RUN/checkpoints/STAGE) or one checkpoint's (RUN/checkpoints/STAGE/STEP)"
+        "(RUN/checkpoints/STAGE), one checkpoint's (RUN/checkpoints/STAGE/STEP), or a published "
+        "model's with config.json and model.safetensors"
     )
+
+
+def test_find_what_is_no_folder(tmp_path):
+    (tmp_path / "model.safetensors").write_text("")
+    for name, what in (("nowhere", "does not exist"), ("model.safetensors", "is a file")):
+        with pytest.raises(CheckpointError, match=f"{tmp_path / name} {what}; give the folder"):
+            checkpoints.find(tmp_path / name)
 
 
 def test_find_takes_a_relative_path(workdir, monkeypatch):

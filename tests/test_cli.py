@@ -101,7 +101,11 @@ def test_flags_that_cannot_be_used(capsys, arguments, message):
     ("config", "override", "message"),
     [
         ("nowhere.py:x", None, "--config: there is no file nowhere.py"),
-        (f"{TINY}x", None, "r1_zero.py:tinyx is unknown; variants: mini, tiny, gsm8k, published"),
+        (
+            f"{TINY}x",
+            None,
+            "r1_zero.py:tinyx is unknown; variants: mini, tiny, gsm8k, published, paper",
+        ),
         (TINY, "junk", "junk is unknown; overrides look like --config.grpo.lr=1e-4"),
         (TINY, "--lr=3", "--lr is unknown; overrides look like --config.grpo.lr=1e-4"),
         (TINY, "--config.grpo.lrr=3", "config.grpo.lrr is unknown; did you mean 'lr'?"),
@@ -219,7 +223,10 @@ def test_eval_prints_one_json_object(trained, problems, capsys):
         ("--max_tokens=9999", "that exceeds the model's context of 256: shorten it, or lower max"),
         ("--limit=0", "limit=0 leaves nothing to read; use 1 or more, or None for all"),
         ("--benchmark=mini_aim", "mini_aim: there is no such file; give the path of a .jsonl"),
-        ("--model=nowhere", "nowhere holds no complete checkpoint; give a run's folder, a stage's"),
+        (
+            "--model=nowhere",
+            "nowhere does not exist; give the folder of a run, of a checkpoint or of a",
+        ),
     ],
 )
 def test_eval_of_what_cannot_be(trained, problems, capsys, flag, message):

@@ -52,11 +52,27 @@ def test_by_default_a_response_may_fill_the_context(trained, monkeypatch):
         pass
 
     def instead(max_tokens, **_):
-        raise Asked(max_tokens)
+        if max_tokens > 1:  # 1 stands for none while the other settings are checked
+            raise Asked(max_tokens)
 
     monkeypatch.setattr(inference, "SamplingConfig", instead)
     with pytest.raises(Asked, match=f"^{room}$"):
         inference.sample(trained, "1+1?")
+
+
+def test_settings_are_refused_before_the_weights_are_read(trained, monkeypatch):
+    monkeypatch.setattr(inference.models, "load", None)
+    problems = load_problems("mini_aime_dev", limit=2)
+    for settings, message in (
+        (dict(max_tokens=0), "max_tokens=0"), (dict(top_p=0.0), "top_p=0.0 must be in"),
+        (dict(temperature=-1.0), "temperature=-1.0 must not be negative"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            inference.sample(trained, "1+1?", **settings)
+        with pytest.raises(ValueError, match=message):
+            inference.evaluate(trained, "mini_aime_dev", problems, **settings)
+    with pytest.raises(ValueError, match="the prompt is empty"):
+        inference.sample(trained, " ")
 
 
 def test_a_question_that_fills_the_context(trained):

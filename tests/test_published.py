@@ -74,7 +74,7 @@ def assert_same(a, b):
 
 def test_an_export_is_the_run_again(trained, exported):
     assert sorted(p.name for p in exported.iterdir()) == [
-        "config.json", "model.safetensors", "tokenizer.json", "tokenizer.model",
+        "config.json", "model.safetensors", "r1jax.json", "tokenizer.json", "tokenizer.model",
         "tokenizer_config.json",
     ]  # fmt: skip
     (model, params), (again, same) = models.load(trained), models.load(exported)
@@ -90,8 +90,9 @@ def test_an_export_is_the_run_again(trained, exported):
 
 def test_an_export_answers_as_the_run(trained, exported):
     rollouts = []
-    for path, template in ((trained, None), (exported, "r1_zero_short")):
-        run, params = inference.open_model(path, template=template)
+    for path in (trained, exported):
+        run, params = inference.open_model(path)
+        assert run.template.text == "User: {prompt} Assistant:"
         with jax.set_mesh(run.mesh):
             sampler = run.sampler(SamplingConfig(12))
             rollouts.append(sampler(params, [run.prompt(QUESTION)], run.key("s"), group_size=16))
@@ -103,7 +104,7 @@ def test_eval_of_an_export(trained, exported, capsys):
     scores = []
     for model in (trained, exported):
         flags = ["--benchmark=mini_aime_dev", "--limit=4", "--samples=2", "--max_tokens=12"]
-        flags += ["--json", "--template=r1_zero_short"]
+        flags += ["--json", "--mesh=fsdp=2,tensor=2"]
         assert main(["eval", f"--model={model}", *flags]) == 0
         scores.append(json.loads(capsys.readouterr().out))
     assert scores[0] == scores[1] and scores[0]["questions"] == 4
@@ -214,7 +215,8 @@ def test_an_unknown_target_names_those_there_are(exported, tmp_path, capsys):
     [
         ("--config.weights=", "config.weights is not set"),
         ("--config.model.preset=Qwen3-8B", "config.model has path="),
-        ("--config.model.width=16", "holds another model than config.model describes"),
+        ("--config.model.width=16", "config.model.width cannot be set beside path"),
+        ("--config.grpo.max_tokens=250", "config.grpo: prompt 0 has"),
         ("--config.model.preset=Qwen3-7B", "config.model has path="),
         ("--config.template=chat", "the tokenizer has no chat template"),
     ],
@@ -232,7 +234,8 @@ def test_a_config_that_does_not_fit_the_weights(exported, tmp_path, capsys, over
     [
         (dict(preset="Qwen3-7B"), "config.model.preset='Qwen3-7B' is unknown; did you mean"),
         (dict(family="mamba"), "config.model.family='mamba' is unknown; known: deepseek, dense"),
-        (dict(preset="Qwen3-8B", widht=3), "config.model.widht is unknown; did you mean 'width'"),
+        (dict(preset="Qwen3-8B", width=3), "config.model.width cannot be set beside preset"),
+        (dict(widht=3), "config.model.widht is unknown; did you mean 'width'"),
         (dict(path="/nowhere"), "/nowhere"),
     ],
 )
@@ -275,6 +278,24 @@ def test_a_tokenizer_of_another_model(exported, tmp_path, capsys):
 def test_nothing_is_written_over(trained, exported, capsys):
     said = fails(capsys, "export", f"--model={trained}", f"--out={exported}")
     assert f"{exported} exists already" in said
+
+
+def test_a_mistake_in_a_later_stage_stops_the_first(tmp_path, capsys):
+    arguments = ["train", f"--config={FILE}:tiny", f"--workdir={tmp_path}"]
+    said = fails(capsys, *arguments, "--config.grpo.lora.targets=('q_proj',)",
+                 "--config.grpo.lora.rank=2")  # fmt: skip
+    assert "config.grpo: lora.targets: no linear map of this model is called 'q_proj'" in said
+    said = fails(capsys, *arguments, "--config.grpo.max_tokens=300")
+    assert "config.grpo: prompt 0 has" in said and "exceeds the model's context of 256" in said
+    # Nothing was made, so the workdir takes the config that is right.
+    assert {p.name for p in tmp_path.iterdir()} <= {"config.json", "tokenizer.model", "tensorboard"}
+    assert main([*arguments, "--config.stages=('pretrain',)"]) == 0
+
+
+@pytest.mark.parametrize(("mesh", "message"), [("fsdp=16", "needs 16 devices; there are 8")])
+def test_a_mesh_larger_than_the_machine(exported, capsys, mesh, message):
+    flags = ["sample", f"--model={exported}", "--prompt=x", f"--mesh={mesh}"]
+    assert message in fails(capsys, *flags)
 
 
 def test_join_copies_nothing(trained):

@@ -64,9 +64,14 @@ class HuggingFaceTokenizer:
         pad_token = self._token("pad_token")
         self.pad_id = self.eos_id if pad_token is None else self._id("pad_token", pad_token)
         self.bos_id = None
-        if self.bos_token is not None and config.get("add_bos_token") is not False:
-            self.bos_id = self._id("bos_token", self.bos_token)
-        self.stop_ids = self._stop_ids()
+        if self.bos_token is not None:
+            bos_id = self._id("bos_token", self.bos_token)
+            # Where nothing is said, as the tokenizer does itself (Llama 3 has a post-processor).
+            begins, said = (
+                self._tokenizer.encode("").ids[:1] == [bos_id],
+                config.get("add_bos_token"),
+            )
+            self.bos_id = bos_id if (begins if said is None else said) else None
         self.chat_template = self._chat_template(config)
         self.specials = tuple(
             token.content
@@ -74,6 +79,7 @@ class HuggingFaceTokenizer:
             if (token.special or token.content in (self.chat_template or ""))
             and breakable(token.content)
         )
+        self.stop_ids = self._stop_ids()
         self.byte_run_ids: frozenset[int] = frozenset()
         if self.decode([known.get("<0x41>", -1)]) == "A":
             self.byte_run_ids = frozenset(known.get(f"<0x{b:02X}>", -1) for b in range(256))
@@ -129,15 +135,35 @@ class HuggingFaceTokenizer:
         return number
 
     def _stop_ids(self) -> tuple[int, ...]:
+        """The end token, the ids of generation_config.json, and what ends a turn in a chat.
+
+        Ids beyond the vocabulary stop nothing: some files name a row of the padded embedding.
+        """
         ids = self._json(GENERATION_FILE).get("eos_token_id")
         ids = [] if ids is None else ids if isinstance(ids, list) else [ids]
         for i in ids:
-            if type(i) is not int or not 0 <= i < self.vocabulary:
+            if type(i) is not int or i < 0:
                 raise ValueError(
                     f"{self._paths[GENERATION_FILE]}: eos_token_id has {i!r}, but ids are whole "
                     f"numbers from 0 to {self.vocabulary - 1}; take the tokenizer's own file"
                 )
-        return tuple(dict.fromkeys([self.eos_id, *ids]))
+        known = [i for i in ids if i < self.vocabulary]
+        return tuple(dict.fromkeys([self.eos_id, *known, *self._end_of_turn()]))
+
+    def _end_of_turn(self) -> list[int]:
+        """The special token that the chat template puts after an assistant's words, if one."""
+        if self.chat_template is None:
+            return []
+        from r1jax.data.chat import render  # which imports what this module implements
+
+        said = "Yes."
+        turns = [{"role": "user", "content": "So?"}, {"role": "assistant", "content": said}]
+        try:
+            text = render(self, turns, add_generation_prompt=False)
+        except ValueError:  # it says so itself where somebody renders with it
+            return []
+        after = text.rpartition(said)[2].lstrip()
+        return [self._id(t, t) for t in self.specials if t and after.startswith(t)][:1]
 
     def _chat_template(self, config: dict) -> str | None:
         if TEMPLATE_FILE in self._files:

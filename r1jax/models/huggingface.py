@@ -132,6 +132,8 @@ def read_config(folder: str | Path):
 
 def _raw(folder: Path) -> dict:
     path = folder / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing: it says what model the weights are of")
     try:
         raw = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -219,7 +221,14 @@ def _files(folder: Path) -> list[Path]:
         return paths
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
-    raise CheckpointError(f"{folder} holds neither {SINGLE} nor {INDEX}")
+    others = sorted(p.name for p in folder.glob("*.safetensors")) or sorted(
+        p.name for p in folder.glob("*.bin")
+    )
+    there = f"; there is {others[0]}" if others else ""
+    raise CheckpointError(
+        f"{folder} holds neither {SINGLE} nor {INDEX}{there}. Shards need their index, and weights "
+        "of another format converting to safetensors"
+    )
 
 
 def _catalogue(paths: list[Path]) -> dict[str, Entry]:

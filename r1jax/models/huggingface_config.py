@@ -26,6 +26,12 @@ def from_json(raw: Mapping) -> Config:
         raise ValueError(
             f"architecture {architecture} is not supported; supported: {', '.join(ARCHITECTURES)}"
         )
+    method = (raw.get("quantization_config") or {}).get("quant_method", "fp8")
+    if method != "fp8":
+        raise ValueError(
+            f"quantization_config.quant_method={method!r} is not supported, only 'fp8'; take the "
+            "weights before quantisation"
+        )
     try:
         return _deepseek(raw) if architecture == DEEPSEEK else _dense(raw, architecture)
     except KeyError as error:

@@ -161,6 +161,31 @@ def test_generation_stops_at_all_ends(folder, library, given, stops):
     assert tokenizer.stop_ids[0] == tokenizer.eos_id
 
 
+def test_no_begin_token_where_the_tokenizer_itself_puts_none(folder, library, tmp_path):
+    path = folder(CONFIG | {"bos_token": "<|begin|>"})
+    assert open_tokenizer(path).bos_id == library.token_to_id("<|begin|>")
+    raw = json.loads((path / "tokenizer.json").read_text()) | {"post_processor": None}
+    (path / "tokenizer.json").write_text(json.dumps(raw))
+    assert open_tokenizer(path).bos_id is None
+
+
+def test_generation_stops_where_a_turn_of_the_chat_ends(folder, library):
+    # ChatML on a base model whose own end is another token.
+    chat = (
+        "{% for m in messages %}<|User|>{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|User|>{% endif %}"
+    )
+    config = CONFIG | {"eos_token": "<|begin|>", "chat_template": chat}
+    ends = [library.token_to_id(t) for t in ("<|begin|>", "<|im_end|>")]
+    assert open_tokenizer(folder(config)).stop_ids == tuple(ends)
+
+
+def test_ends_beyond_the_vocabulary_stop_nothing(folder, library):
+    path = folder()
+    (path / "generation_config.json").write_text('{"eos_token_id": [5, 1000000]}')
+    assert open_tokenizer(path).stop_ids == (library.token_to_id("<|im_end|>"), 5)
+
+
 def test_chat_template_of_the_configuration_or_its_own_file(folder):
     assert open_tokenizer(folder()).chat_template is None
     assert open_tokenizer(folder(CONFIG | {"chat_template": "a"})).chat_template == "a"
@@ -220,8 +245,8 @@ NO_END = 'tokenizer_config.json names no eos_token, .*; add "eos_token"'
         ({"config": CONFIG | {"chat_template": 1}}, "config.json: chat_template is neither"),
         ({"config": CONFIG | {"chat_template": ["a"]}}, "chat_template is neither .*correct it"),
         (
-            {"generation_config": {"eos_token_id": 10**6}},
-            "generation_config.json: eos_token_id has 1000000, but ids .* 0 to 321; take the",
+            {"generation_config": {"eos_token_id": -1}},
+            "generation_config.json: eos_token_id has -1, but ids .* 0 to 321; take the",
         ),
         ({"generation_config": {"eos_token_id": [True]}}, "eos_token_id has True"),
         ({"generation_config": {"eos_token_id": ["a"]}}, "eos_token_id has 'a'"),
