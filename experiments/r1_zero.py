@@ -94,13 +94,19 @@ def gsm8k() -> ConfigDict:
     return config
 
 
-def published() -> ConfigDict:
+def _on_weights() -> ConfigDict:
+    """GRPO alone, from the model in a folder that is to be given."""
     config = common.base()
     config.weights = config_dict.placeholder(str)  # a Hugging Face folder
     config.data = config_dict.placeholder(str)
     config.template = "r1_zero"
     config.model = dict(path=config.get_ref("weights"), remat=True)
     config.stages = ("grpo",)
+    return config
+
+
+def published() -> ConfigDict:
+    config = _on_weights()
     config.grpo = dict(
         kind="grpo", init=config.get_ref("weights"), problems=config.get_ref("data"),
         steps=200, max_tokens=3072, prompts_per_rollout=64, group_size=16, minibatches=2,
@@ -111,12 +117,8 @@ def published() -> ConfigDict:
 
 
 def paper() -> ConfigDict:
-    config = common.base()
-    config.weights = config_dict.placeholder(str)  # a Hugging Face folder
-    config.data = config_dict.placeholder(str)
-    config.template = "r1_zero"
-    config.model = dict(path=config.get_ref("weights"), context=34_816, remat=True)
-    config.stages = ("grpo",)
+    config = _on_weights()
+    config.model.context = 34_816
     config.grpo = dict(
         kind="grpo", init=config.get_ref("weights"), problems=config.get_ref("data"),
         # 8,192 outputs a rollout, 16 minibatches of 32 questions × 16, each used once.

@@ -19,7 +19,8 @@ class HuggingFaceTokenizer:
     Begin, end and pad tokens are the ones that tokenizer_config.json names, or
     special_tokens_map.json where it says nothing; padding is by the end token where neither
     names another. There is no `bos_id` where the begin token is null or `add_bos_token` is
-    false. Generation also stops at the ids of generation_config.json. `specials` are the
+    false, or says nothing and the tokenizer itself puts no begin token. Generation also stops at
+    the ids of generation_config.json, and where a turn of the chat ends. `specials` are the
     special tokens and, because DeepSeek does not mark `<｜User｜>` as special, every other
     added token that the chat template spells out.
 

@@ -9,13 +9,13 @@ from collections.abc import Mapping
 
 from r1jax.models.deepseek import DeepseekConfig
 from r1jax.models.families import Config
-from r1jax.models.rope import RopeScaling
+from r1jax.models.rope import KINDS, RopeScaling
 from r1jax.models.transformer import TransformerConfig
 
 DENSE = ("Qwen2ForCausalLM", "Qwen3ForCausalLM", "LlamaForCausalLM")
 DEEPSEEK = "DeepseekV3ForCausalLM"
 ARCHITECTURES = (*DENSE, DEEPSEEK)
-ROPE_KINDS = {"default": None, "linear": "linear", "llama3": "llama3", "yarn": "yarn"}
+ROPE_TYPES = ("default", *KINDS)
 
 
 def from_json(raw: Mapping) -> Config:
@@ -124,12 +124,12 @@ def _rope(raw: Mapping) -> tuple[float, RopeScaling | None]:
     settings = {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
     theta = float(settings.get("rope_theta") or raw.get("rope_theta") or 10_000.0)
     name = settings.get("rope_type") or settings.get("type") or "default"
-    if name not in ROPE_KINDS:
-        raise ValueError(f"rope type {name!r} is not supported; supported: {', '.join(ROPE_KINDS)}")
+    if name not in ROPE_TYPES:
+        raise ValueError(f"rope type {name!r} is not supported; supported: {', '.join(ROPE_TYPES)}")
     for place in (raw, settings):
         if place.get("partial_rotary_factor", 1) not in (1, None):
             raise ValueError("partial_rotary_factor other than 1 is not supported")
-    if ROPE_KINDS[name] is None:
+    if name == "default":
         return theta, None
     original = settings.get("original_max_position_embeddings") or raw["max_position_embeddings"]
     factor = settings.get("factor") or raw["max_position_embeddings"] / original
