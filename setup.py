@@ -50,5 +50,5 @@ setup(
         "cuda13": ["jax[cuda13]>=0.10.2"],
         "notebooks": ["ipykernel>=6.29", "jupyterlab>=4.2"],
     },
-    entry_points={"console_scripts": ["r1jax=r1jax.cli:main"]},
+    entry_points={"console_scripts": ["r1jax=r1jax.__main__:main"]},
 )  # fmt: skip

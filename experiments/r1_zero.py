@@ -49,10 +49,10 @@ def mini() -> ConfigDict:
         context=256,
     )  # fmt: skip
     config.stages = ("pretrain", "grpo")
-    config.pretrain = dict(kind="pretrain", task="mini_aime", row_tokens=176)
+    config.pretrain = dict(kind="pretrain", task="mini_aime", row_tokens=192)
     config.grpo = dict(
         kind="grpo", init="pretrain", problems="task:mini_aime:4096", steps=32, max_tokens=152,
-        prompts_per_rollout=32, group_size=16, minibatches=2, micro_rows=32,
+        prompts_per_rollout=32, group_size=16, minibatches=2,
         rewards=dict(accuracy=1.0, format=1.0), clip_eps=0.2, kl_coef=0.001, lr=2e-4,
         warmup_steps=5, optimizer="adamw", checkpoint_every=8,
     )  # fmt: skip
@@ -68,7 +68,7 @@ def tiny() -> ConfigDict:
         gate=dict(repair=0.0, resume=0.0, probes=8, every=4),
     )  # fmt: skip
     config.grpo.update(
-        steps=3, max_tokens=24, prompts_per_rollout=8, group_size=4, micro_rows=8,
+        steps=3, max_tokens=24, prompts_per_rollout=8, group_size=4, row_tokens=128,
         checkpoint_every=1, chunk=8,
     )  # fmt: skip
     config.evaluate.update(samples=2, max_tokens=24, every=2, benchmarks=("mini_aime_dev",))
@@ -88,7 +88,7 @@ def gsm8k() -> ConfigDict:
     )  # fmt: skip
     config.grpo = dict(
         kind="grpo", init="base", problems=config.get_ref("data"), steps=4, max_tokens=128,
-        prompts_per_rollout=8, group_size=8, minibatches=1, micro_rows=16, lr=1e-4,
+        prompts_per_rollout=8, group_size=8, minibatches=1, lr=1e-4,
         rewards=dict(accuracy=1.0, format=1.0), checkpoint_every=2,
     )  # fmt: skip
     return config
@@ -110,7 +110,7 @@ def published() -> ConfigDict:
     config.grpo = dict(
         kind="grpo", init=config.get_ref("weights"), problems=config.get_ref("data"),
         steps=200, max_tokens=3072, prompts_per_rollout=64, group_size=16, minibatches=2,
-        micro_rows=32, rewards=dict(accuracy=1.0, format=1.0), lr=1e-6, kl_coef=0.001,
+        row_tokens=4096, rewards=dict(accuracy=1.0, format=1.0), lr=1e-6, kl_coef=0.001,
         clip_eps=0.2, reward_workers=8, chunk=128, checkpoint_every=20,
     )  # fmt: skip
     return config
@@ -122,7 +122,7 @@ def paper() -> ConfigDict:
     config.grpo = dict(
         kind="grpo", init=config.get_ref("weights"), problems=config.get_ref("data"),
         # 8,192 outputs a rollout, 16 minibatches of 32 questions × 16, each used once.
-        prompts_per_rollout=512, group_size=16, minibatches=16, epochs=1, micro_rows=64,
+        prompts_per_rollout=512, group_size=16, minibatches=16, epochs=1,
         # 10,400 updates, of which 16 a rollout; the reference follows every 400 updates.
         steps=650, reference_every=25, max_tokens=32_768, temperature=1.0,
         lr=3e-6, kl_coef=0.001, clip_eps=10.0, rewards=dict(accuracy=1.0, format=1.0),

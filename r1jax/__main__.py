@@ -1,7 +1,16 @@
-"""`python -m r1jax`, the same as the console script."""
+"""The command `r1jax`, and `python -m r1jax`."""
 
 import sys
 
-from r1jax.cli import main
 
-sys.exit(main())
+def main() -> int:
+    """Sets the process up, then runs the command line (`cli.main`, without side effects)."""
+    from r1jax.cli import main as command
+    from r1jax.memory import keep_freed_memory
+
+    keep_freed_memory()
+    return command()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

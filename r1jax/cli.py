@@ -1,4 +1,4 @@
-"""The command line: `r1jax train | eval | sample | export | plot`.
+"""The command line: `r1jax train | eval | sample | export | plot | bench`.
 
 Modules that start jax are imported by the command that needs them, so that `--help` and
 errors in flags come at once.
@@ -31,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         actions = {
             "train": _train, "eval": _eval, "sample": _sample, "export": _export, "plot": _plot,
+            "bench": _bench,
         }  # fmt: skip
         actions[known.command](known, rest)
     except (ValueError, CheckpointError, RuntimeError, OSError) as error:
@@ -83,8 +84,16 @@ def _parser():
     export.add_argument("--out", required=True, help="folder to make")
     plot = commands.add_parser("plot", help="draw the figures of a run", allow_abbrev=False)
     plot.add_argument("--workdir", required=True)
+    bench = commands.add_parser("bench", help="measure speed and memory", allow_abbrev=False)
+    bench.add_argument("kind", choices=("rollout", "step", "logprobs"))
+    bench.add_argument("--size", choices=("S", "M"), default="S")
+    bench.add_argument("--lengths", choices=("fixed", "tail"), default="tail")
+    bench.add_argument("--repeats", type=int, default=3, help="measured, after one that compiles")
+    bench.add_argument("--json", action="store_true", help="print one JSON object")
+    bench.add_argument("--only", choices=("chunks", "full"), help=argparse.SUPPRESS)
     return parser, {
         "train": train, "eval": evaluate, "sample": sample, "export": export, "plot": plot,
+        "bench": bench,
     }  # fmt: skip
 
 
@@ -210,3 +219,23 @@ def _plot(flags, _) -> None:
 
     for path in plots.draw(Path(flags.workdir)):
         print(path)
+
+
+def _bench(flags, _) -> None:
+    from r1jax import bench
+
+    if flags.repeats < 1:
+        raise ValueError(f"--repeats={flags.repeats} must be at least 1")
+    if flags.kind == "logprobs":
+        if flags.only:  # a child of the same command
+            fields = bench.logprobs_once(flags.only)
+        else:
+            fields = bench.logprobs(repeats=flags.repeats)
+    else:
+        measure = {"rollout": bench.rollout, "step": bench.step}[flags.kind]
+        fields = measure(flags.size, flags.lengths, repeats=flags.repeats)
+    if flags.json:
+        print(json.dumps(fields))
+        return
+    for name, value in fields.items():
+        print(f"{name:<24} {value:.4g}" if isinstance(value, float) else f"{name:<24} {value}")

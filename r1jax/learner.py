@@ -13,18 +13,22 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from r1jax.data.packing import Packed
-from r1jax.logprobs import token_logprobs
+from r1jax.logprobs import head_logprobs
 from r1jax.losses import sft_loss
 from r1jax.models import lora
 from r1jax.models.decoder import Decoder
 from r1jax.models.lora import join
 from r1jax.optim import RULES, Optimizer
-from r1jax.sharding import shardings
-from r1jax.types import Counts, PolicyBatch, TrainState
+from r1jax.rollouts import Shape, pack
+from r1jax.sharding import BATCH, rows, shardings
+from r1jax.types import Counts, PolicyBatch, Rollout, TrainState
+
+LAYOUT = (BATCH, "tensor")  # of the logits that are never made: rows, vocabulary
 
 
 def init_state(
@@ -50,8 +54,9 @@ def supervised_step(model: Decoder, optimizer: Optimizer):
         hidden_BTD, _, statistics = model.forward(
             params, batch.tokens_BT, positions_BT=batch.positions_BT, segments_BT=batch.segments_BT
         )
-        logits_BTV = model.logits(params, hidden_BTD[:, :-1])
-        logp_BT = token_logprobs(logits_BTV, batch.tokens_BT[:, 1:])
+        logp_BT = head_logprobs(
+            hidden_BTD[:, :-1], model.head(params), batch.tokens_BT[:, 1:], layout=LAYOUT
+        )
         loss, metrics = sft_loss(logp_BT, batch.mask_BT[:, 1:])
         return loss, (metrics, statistics)
 
@@ -68,38 +73,41 @@ class PolicyLearner:
     """Log-probabilities of responses, and policy updates in micro-batches.
 
     `loss(logp, old, ref, adv, mask, *, whole)` is a policy loss of `r1jax.losses` with its
-    settings filled in, or any function of that form.
+    settings filled in, or any function of that form. `shape` is that of the micro-batches
+    (`rollouts.packed_shape`).
     """
 
-    def __init__(self, model: Decoder, optimizer: Optimizer, loss: Callable, *, temperature: float):
-        def score(params, tokens_BT, start_B, real_BT, R):
-            columns = jnp.arange(tokens_BT.shape[1])
-            hidden_BTD, _, statistics = model.forward(
-                params, tokens_BT,
-                positions_BT=jnp.maximum(columns[None, :] - start_B[:, None], 0),
-                segments_BT=real_BT.astype(jnp.int32),
-            )  # fmt: skip
-            logits_BRV = model.logits(params, hidden_BTD[:, -R - 1 : -1])
-            logp_BR = token_logprobs(logits_BRV, tokens_BT[:, -R:], temperature=temperature)
-            return logp_BR, statistics
+    def __init__(
+        self,
+        model: Decoder,
+        optimizer: Optimizer,
+        loss: Callable,
+        *,
+        temperature: float,
+        shape: Shape,
+        mesh: Mesh,
+    ):
+        self.shape, self.mesh = shape, mesh
 
-        def logprobs(params, tokens_BT, start_B, R):
-            real_BT = jnp.arange(tokens_BT.shape[1])[None, :] >= start_B[:, None]
-            return score(params, tokens_BT, start_B, real_BT, R)[0]
+        def score(params, batch: PolicyBatch):
+            hidden_XTD, _, statistics = model.forward(
+                params, batch.tokens_XT, positions_BT=batch.positions_XT,
+                segments_BT=batch.segments_XT, prefix_BT=batch.prefix_XT,
+                pairs_Bn2=batch.pairs_Xn2,
+            )  # fmt: skip
+            hidden_XTD = jnp.take_along_axis(hidden_XTD, batch.before_XT[..., None], axis=1)
+            logp_XT = head_logprobs(
+                hidden_XTD, model.head(params), batch.tokens_XT, temperature=temperature,
+                layout=LAYOUT,
+            )  # fmt: skip
+            (X, N, R), at_Xm = batch.at_XNR.shape, batch.at_XNR.reshape(len(logp_XT), -1)
+            return jnp.take_along_axis(logp_XT, at_Xm, axis=1).reshape(X, N, R), statistics
 
         def loss_of(trainable, frozen, batch: PolicyBatch, whole: Counts):
-            prompt = batch.tokens_BT.shape[1] - batch.mask_BR.shape[1]
-            real_BT = jnp.concatenate(
-                [jnp.arange(prompt)[None, :] >= batch.start_B[:, None], batch.mask_BR > 0], axis=1
-            )
-            logp_BR, statistics = score(
-                join(frozen, trainable), batch.tokens_BT, batch.start_B, real_BT,
-                batch.mask_BR.shape[1],
-            )  # fmt: skip
-            value, metrics = loss(
-                logp_BR, batch.old_logp_BR, batch.ref_logp_BR, batch.adv_B, batch.mask_BR,
-                whole=whole,
-            )  # fmt: skip
+            logp_XNR, statistics = score(join(frozen, trainable), batch)
+            given = (logp_XNR, batch.old_logp_XNR, batch.ref_logp_XNR, batch.adv_XN, batch.mask_XNR)
+            given = (None if x is None else x.reshape(-1, *x.shape[2:]) for x in given)
+            value, metrics = loss(*given, whole=whole)
             return value, ({"total": value} | metrics, statistics)
 
         gradient = jax.grad(loss_of, has_aux=True)
@@ -111,21 +119,47 @@ class PolicyLearner:
             shapes = jax.eval_shape(gradient, *arguments)
             return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
-        self.logprobs = jax.jit(logprobs, static_argnums=3)
+        self._score = jax.jit(lambda params, batch: score(params, batch)[0])
         self._zeros = jax.jit(zeros)
         self._accumulate = jax.jit(accumulate, donate_argnums=0)
         self._apply = jax.jit(partial(_apply, model, optimizer), donate_argnums=0)
 
+    def logprobs(self, params, rollout: Rollout) -> np.ndarray:
+        """Log-probabilities [B, R] of the rollout's responses under `params`, 0 on padding."""
+        logp_BR = np.zeros_like(rollout.logp_BT)
+        every_B = np.arange(len(rollout.length_B))
+        pending = [
+            (row_XN, self._score(params, self._put(batch)))
+            for batch, row_XN in pack(rollout, every_B, self.shape)
+        ]
+        for row_XN, logp_XNR in pending:
+            real_XN = row_XN >= 0
+            logp_BR[row_XN[real_XN]] = np.asarray(logp_XNR)[real_XN]
+        return logp_BR * rollout.mask_BT
+
     def update(
-        self, state: TrainState, frozen, batches: list[PolicyBatch], whole: Counts, lr: float
+        self,
+        state: TrainState,
+        frozen,
+        rollout: Rollout,
+        rows_b: np.ndarray,
+        adv_B: np.ndarray,
+        ref_logp_BR: np.ndarray | None,
+        lr: float,
     ):
-        """(state, metrics) after one update from micro-batches that make up one batch."""
-        sums = self._zeros(state.params, frozen, batches[0], whole)
-        for batch in batches:
-            sums = self._accumulate(sums, state.params, frozen, batch, whole)
+        """(state, metrics) after one update on the given rows of a rollout, as one batch."""
+        whole = Counts(np.float32(len(rows_b)), np.float32(rollout.length_B[rows_b].sum()))
+        sums = None
+        for batch, _ in pack(rollout, rows_b, self.shape, adv_B, ref_logp_BR):
+            arguments = (state.params, frozen, self._put(batch), whole)
+            sums = self._zeros(*arguments) if sums is None else sums
+            sums = self._accumulate(sums, *arguments)
         grads, (metrics, statistics) = sums
         state, norm = self._apply(state, frozen, grads, statistics, lr)
         return state, metrics | {"gradient_norm": norm}
+
+    def _put(self, batch: PolicyBatch) -> PolicyBatch:
+        return jax.device_put(batch, rows(self.mesh))
 
 
 def _apply(model: Decoder, optimizer: Optimizer, state: TrainState, frozen, grads, statistics, lr):

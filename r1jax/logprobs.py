@@ -1,10 +1,21 @@
-"""Log-probabilities and entropy of a categorical distribution over tokens."""
+"""Log-probabilities and entropy of a categorical distribution over tokens.
+
+The functions that the optimiser differentiates have gradients of their own: automatic
+differentiation would keep several arrays of the size of the logits, the largest there are.
+"""
+
+import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
 
 from r1jax.shapes import check_axes
 from r1jax.types import Array
+
+LOGITS_AT_ONCE = 2**25  # on a device: 128 MB in float32; half and twice of it are no faster
 
 
 def token_logprobs(logits_BTV: Array, tokens_BT: Array, *, temperature: float = 1.0) -> Array:
@@ -34,6 +45,56 @@ def token_logprobs(logits_BTV: Array, tokens_BT: Array, *, temperature: float = 
     return _gather_log_softmax(jnp.asarray(logits_BTV), jnp.asarray(tokens_BT), temperature)
 
 
+def head_logprobs(
+    hidden_BTD: Array,
+    table_DV: Array,
+    tokens_BT: Array,
+    *,
+    temperature: float = 1.0,
+    chunk: int | None = None,
+    layout: tuple[tuple[str, ...], str] | None = None,
+) -> Array:
+    """`token_logprobs` of the logits `hidden @ table`, which never exist as a whole.
+
+        logp_bt = z_bt,token − log Σ_v exp(z_btv)        z_bt = hidden_bt · table / temperature
+
+    The logits of a vocabulary are most of the memory of an update. Here they are made for
+    `chunk` positions of every row at a time, forward and once more backward, and what is
+    kept for the gradient is two numbers a token beside the arguments. Chunks are cut along
+    T because on a mesh B is spread over the devices, and is to stay so.
+
+    The table is used in the type of `hidden_BTD`; products add up in float32 (float64 for
+    float64), the gradient of a bfloat16 table too. Where the incoming gradient is 0 (masked
+    positions), nothing of `hidden_BTD` reaches any gradient, NaN or infinite as it may be,
+    and its own is 0. No gradient goes to the temperature; that of a frozen table is not
+    computed, under `jit`.
+
+    Args:
+        chunk: positions, any number from 1; need not divide T. By default as many as hold
+            `LOGITS_AT_ONCE` logits a device. Results depend on it only in rounding.
+        layout: the axes that B is cut over, and the one that V is, of the mesh that is set.
+            Changes no result. Without it devices exchange, in every chunk, arrays of the
+            size of the table; with it only at the beginning and the end. Nothing where no
+            mesh is set.
+
+    Returns:
+        logp_BT, as of `token_logprobs`: NaN where a token is outside of 0..V−1.
+
+    Raises:
+        ValueError: shapes disagree, or temperature or chunk is not positive.
+    """
+    check_axes(hidden_BTD=hidden_BTD, table_DV=table_DV, tokens_BT=tokens_BT)
+    _check_temperature(temperature)
+    if chunk is None:
+        devices = max(1, _mesh().size)  # 0 where no mesh is set
+        a_position = max(1, np.shape(tokens_BT)[0] * np.shape(table_DV)[1])
+        chunk = max(1, LOGITS_AT_ONCE * devices // a_position)
+    if chunk < 1:
+        raise ValueError(f"chunk={chunk} has to be positive")
+    arrays = map(jnp.asarray, (hidden_BTD, table_DV, tokens_BT))
+    return _head_gather_log_softmax(chunk, None if _mesh().empty else layout, *arrays, temperature)
+
+
 def entropy(logits_BTV: Array, *, temperature: float = 1.0) -> Array:
     """Entropy in nats of `softmax(logits / temperature)` at each position.
 
@@ -61,16 +122,16 @@ def _check_temperature(temperature) -> None:
         raise ValueError(f"temperature={temperature} has to be positive")
 
 
+def _wide(dtype):
+    return jnp.promote_types(dtype, jnp.float32)
+
+
 def _scaled(logits: Array, temperature) -> Array:
-    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)) / temperature
+    return logits.astype(_wide(logits.dtype)) / temperature
 
 
-@jax.custom_vjp
-def _gather_log_softmax(logits_BTV, tokens_BT, temperature):
-    return _forward(logits_BTV, tokens_BT, temperature)[0]
-
-
-def _forward(logits_BTV, tokens_BT, temperature):
+def _gather(logits_BTV, tokens_BT, temperature):
+    """Log-probability of each token; the maximum and the log-sum that it was normalised by."""
     scaled_BTV = _scaled(logits_BTV, temperature)
     top_BT = jnp.max(scaled_BTV, axis=-1)
     log_sum_BT = jnp.log(jnp.sum(jnp.exp(scaled_BTV - top_BT[..., None]), axis=-1))
@@ -79,21 +140,119 @@ def _forward(logits_BTV, tokens_BT, temperature):
     known_BT = (tokens_BT >= 0) & (tokens_BT < logits_BTV.shape[-1])
     # In this order: top + log_sum would lose the digits of log_sum next to large logits.
     logp_BT = (_scaled(picked_BT, temperature) - top_BT) - log_sum_BT
-    logp_BT = jnp.where(known_BT, logp_BT, jnp.nan)
-    return logp_BT, (logits_BTV, tokens_BT, temperature, top_BT, log_sum_BT)
+    return jnp.where(known_BT, logp_BT, jnp.nan), top_BT, log_sum_BT
 
 
-def _backward(kept, grad_BT):
+def _logits_gradient(logits_BTV, tokens_BT, temperature, top_BT, log_sum_BT, grad_BT):
     # Automatic differentiation would keep exp(z) from the forward pass, and scatter the
     # gathered part into an array of zeros: two more arrays of the size of the logits.
-    logits_BTV, tokens_BT, temperature, top_BT, log_sum_BT = kept
     shifted_BTV = _scaled(logits_BTV, temperature) - top_BT[..., None]
     prob_BTV = jnp.exp(shifted_BTV - log_sum_BT[..., None])
     vocabulary_BTV = jax.lax.broadcasted_iota(tokens_BT.dtype, logits_BTV.shape, 2)
     picked_BTV = vocabulary_BTV == tokens_BT[..., None]
     scale_BT1 = (grad_BT / temperature)[..., None]
     grad_BTV = jnp.where(scale_BT1 == 0, 0, scale_BT1 * (picked_BTV - prob_BTV))
-    return grad_BTV.astype(logits_BTV.dtype), None, None
+    return grad_BTV.astype(logits_BTV.dtype)
+
+
+@jax.custom_vjp
+def _gather_log_softmax(logits_BTV, tokens_BT, temperature):
+    return _gather(logits_BTV, tokens_BT, temperature)[0]
+
+
+def _forward(logits_BTV, tokens_BT, temperature):
+    logp_BT, *norm = _gather(logits_BTV, tokens_BT, temperature)
+    return logp_BT, (logits_BTV, tokens_BT, temperature, *norm)
+
+
+def _backward(kept, grad_BT):
+    return _logits_gradient(*kept, grad_BT), None, None
 
 
 _gather_log_softmax.defvjp(_forward, _backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _head_gather_log_softmax(chunk, layout, hidden_BTD, table_DV, tokens_BT, temperature):
+    return _head_forward(chunk, layout, hidden_BTD, table_DV, tokens_BT, temperature)[0]
+
+
+def _head_forward(chunk, layout, hidden_BTD, table_DV, tokens_BT, temperature):
+    table = _table(table_DV, hidden_BTD.dtype, layout)
+
+    def some(_, hidden_BcD, tokens_Bc):
+        return None, _gather(_product("bcd,dv->bcv", hidden_BcD, table), tokens_Bc, temperature)
+
+    _, (logp_BT, *norm) = _by_chunks(some, chunk, None, hidden_BTD, tokens_BT)
+    return logp_BT, (hidden_BTD, table_DV, tokens_BT, temperature, *norm)
+
+
+def _head_backward(chunk, layout, kept, grad_BT):
+    hidden_BTD, table_DV, tokens_BT, temperature, *norm = kept
+    B = hidden_BTD.shape[0]
+    table = _table(table_DV, hidden_BTD.dtype, layout)
+    # The table's gradient is a sum over rows, which lie on many devices. Each device adds up
+    # its own (axis n), and the sums meet after the last chunk, not after every one.
+    n = math.prod(_mesh().shape[axis] for axis in layout[0]) if layout else 1
+    n = n if B % n == 0 else 1
+
+    def some(grad_nDV, hidden_BcD, tokens_Bc, top_Bc, log_sum_Bc, grad_Bc):
+        logits_BcV = _product("bcd,dv->bcv", hidden_BcD, table)
+        grad_BcV = _logits_gradient(logits_BcV, tokens_Bc, temperature, top_Bc, log_sum_Bc, grad_Bc)
+        grad_BcV = grad_BcV.astype(table.dtype)
+        grad_BcD = _product("bcv,dv->bcd", grad_BcV, table).astype(hidden_BcD.dtype)
+        clean_BcD = jnp.where(grad_Bc[..., None] == 0, 0, hidden_BcD)  # NaN · 0 would be NaN
+        by_device = (x.reshape(n, B // n, *x.shape[1:]) for x in (clean_BcD, grad_BcV))
+        grad_nDV += _product("nbcd,nbcv->ndv", *by_device)
+        return _lay_out(grad_nDV, layout and (layout[0], None, layout[1])), grad_BcD
+
+    zeros_nDV = jnp.zeros((n, *table.shape), _wide(table.dtype))
+    grad_nDV, grad_BTD = _by_chunks(some, chunk, zeros_nDV, hidden_BTD, tokens_BT, *norm, grad_BT)
+    # A tied table is transposed. Folded into the product that is one which XLA's CPU lacks
+    # (bfloat16 x bfloat16 = float32).
+    grad_nDV = jax.lax.optimization_barrier(grad_nDV)
+    return grad_BTD, grad_nDV.sum(0).astype(table_DV.dtype), None, None
+
+
+_head_gather_log_softmax.defvjp(_head_forward, _head_backward)
+
+
+def _by_chunks(some, chunk, carry, *arrays):
+    """`some(carry, *arrays) -> (carry, outputs)`, of equal chunks of axis 1 one by one.
+
+    Without a loop where one chunk is all. Chunks are made equal by zeros at the end.
+    """
+    T = arrays[0].shape[1]
+    count = max(1, -(-T // chunk))
+    if count == 1:
+        return some(carry, *arrays)
+    size = -(-T // count)
+
+    def cut(x):
+        x = jnp.pad(x, [(0, 0), (0, count * size - T)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(x.shape[0], count, size, *x.shape[2:]), 1, 0)
+
+    def join(y):
+        y = jnp.moveaxis(y, 0, 1)
+        return y.reshape(y.shape[0], count * size, *y.shape[3:])[:, :T]
+
+    carry, out = jax.lax.scan(lambda c, x: some(c, *x), carry, [cut(x) for x in arrays])
+    return carry, jax.tree.map(join, out)
+
+
+def _table(table_DV, dtype, layout):
+    # Gathered over the devices that hold rows, once: left to itself the compiler gathers
+    # the gradient of all rows' logits instead, in every chunk.
+    return _lay_out(table_DV.astype(dtype), layout and (None, layout[1]))
+
+
+def _lay_out(x, spec):
+    return jax.lax.with_sharding_constraint(x, P(*spec)) if spec else x
+
+
+def _mesh():
+    return jax.sharding.get_abstract_mesh()
+
+
+def _product(axes, a, b):
+    return jnp.einsum(axes, a, b, preferred_element_type=_wide(a.dtype))

@@ -32,7 +32,9 @@ from r1jax.data.tokenizers import (
     open_tokenizer,
     train_sentencepiece,
 )
+from r1jax.memory import keep_large_blocks
 from r1jax.models import load_params, lora, make_model
+from r1jax.models.decoder import parameter_count
 from r1jax.models.families import CONFIGS, FREE, Config
 from r1jax.models.huggingface import is_folder
 from r1jax.models.presets import PRESETS
@@ -212,6 +214,8 @@ def execute(
     tokenizer = make_tokenizer(experiment.tokenizer, workdir, experiment.seed)
     model = make_model(model_config(experiment.model, vocabulary=padded_vocabulary(tokenizer)))
     check_vocabulary(tokenizer, model.config, "config.tokenizer")
+    count = parameter_count(jax.eval_shape(model.init, jax.random.key(0)))
+    keep_large_blocks(4 * count)
     template = make_template(experiment.template, tokenizer, experiment.chat)
     manifest = Manifest(workdir / "manifest.json", experiment)
 

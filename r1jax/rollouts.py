@@ -1,12 +1,39 @@
-"""Rollouts on the host: joining them, and cutting them into micro-batches for an update."""
+"""Rollouts on the host: joining them, and packing them into micro-batches for an update."""
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
+from r1jax.models import blocks
 from r1jax.types import PolicyBatch, Rollout
 
-LENGTH_MULTIPLE = 32  # responses are cut to a multiple of this: fewer shapes to compile
+LEAST_LENGTH = 32  # a row of T tokens has room for T / 32 responses, if they are so short
+OPEN = 8  # rows that are still filled while others are begun
+MOST_SCALARS = 1 << 20  # N · R of a packed row, at most
+
+
+class Shape(NamedTuple):
+    """Of micro-batches: one for a whole run, so that one program is compiled."""
+
+    rows: int  # X
+    tokens: int  # T
+    responses: int  # N
+    longest: int  # R
+    share: bool  # a prompt stands in a row once, not with every response
+    by_blocks: bool  # attention by blocks: list their pairs
+
+
+def packed_shape(kernel: str, *, rows: int, tokens: int, prompt: int, response: int) -> Shape:
+    """`rows` of `tokens` tokens, or as many as a longest prompt with its response needs.
+
+    `kernel` is what computes attention (`Decoder.kernel`): `splash` cannot let responses
+    share their prompt.
+    """
+    T = max(tokens, prompt + response)
+    T += -T % 128  # what blocks and kernels want
+    N = max(1, min(T // LEAST_LENGTH, MOST_SCALARS // response))
+    return Shape(rows, T, N, response, share=kernel != "splash", by_blocks=kernel == "blocks")
 
 
 def join(rollouts: Sequence[Rollout]) -> Rollout:
@@ -19,34 +46,114 @@ def join(rollouts: Sequence[Rollout]) -> Rollout:
     return Rollout(*(np.concatenate(x) for x in zip(*padded, strict=True)))
 
 
-def cut(rollout: Rollout, rows_b: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Micro-batches of rows alike in length: (`size` rows, padded with -1; response columns).
+class Packing(NamedTuple):
+    """A micro-batch, and which row of the rollout each of its responses is (-1: none)."""
 
-    Long rows come first, so that each micro-batch is only as wide as its own longest.
+    batch: PolicyBatch
+    row_XN: np.ndarray
+
+
+def pack(
+    rollout: Rollout,
+    rows_b: np.ndarray,
+    shape: Shape,
+    adv_B: np.ndarray | None = None,
+    ref_logp_BT: np.ndarray | None = None,
+) -> Iterator[Packing]:
+    """The given rows of a rollout as micro-batches, in their order.
+
+    A response goes into one of the rows begun last, with its prompt if that is not there yet.
     """
-    length_B, widest = rollout.length_B, rollout.tokens_BT.shape[1]
-    by_length = rows_b[np.argsort(-length_B[rows_b], kind="stable")]
-    for at in range(0, len(by_length), size):
-        micro_b = by_length[at : at + size]
-        R = int(length_B[micro_b].max())
-        padded_b = np.pad(micro_b, (0, size - len(micro_b)), constant_values=-1)
-        yield padded_b, min(R + -R % LENGTH_MULTIPLE, widest)
+    bins = _bins(rollout, rows_b, shape)
+    bins += [[]] * (-len(bins) % shape.rows)
+    count = 0
+    if shape.by_blocks:  # as many pairs in all rows, in steps: every number is a program to compile
+        step = shape.tokens // blocks.BLOCK
+        most = max(len(_lay_out(rollout, members, shape)["pairs"]) for members in bins)
+        count = -(-most // step) * step
+    for at in range(0, len(bins), shape.rows):
+        packed = [_lay_out(rollout, b, shape, count) for b in bins[at : at + shape.rows]]
+        part = {k: np.stack([row[k] for row in packed]) for k in packed[0]}
+        row_XN, at_XNR = part["row"], part["at"]
+        real_XN = row_XN >= 0
+        mask_XNR = np.arange(shape.longest) < rollout.length_B[row_XN][..., None]
+        mask_XNR &= real_XN[..., None]
+
+        def of_rows(x_BT):
+            return np.where(mask_XNR, x_BT[row_XN], 0).astype(np.float32)  # noqa: B023
+
+        adv_XN = np.zeros(row_XN.shape) if adv_B is None else adv_B[row_XN] * real_XN
+        batch = PolicyBatch(
+            tokens_XT=part["tokens"], positions_XT=part["positions"], segments_XT=part["segments"],
+            prefix_XT=part["prefix"] if shape.share else None, before_XT=part["before"],
+            at_XNR=at_XNR, mask_XNR=mask_XNR.astype(np.float32), adv_XN=adv_XN.astype(np.float32),
+            old_logp_XNR=of_rows(rollout.logp_BT),
+            ref_logp_XNR=None if ref_logp_BT is None else of_rows(ref_logp_BT),
+            pairs_Xn2=part.get("pairs"),
+        )  # fmt: skip
+        yield Packing(batch, row_XN)
 
 
-def policy_batch(
-    rollout: Rollout, rows_b: np.ndarray, R: int, adv_B: np.ndarray, ref_logp_BT: np.ndarray | None
-) -> PolicyBatch:
-    """The given rows with R response columns; rows -1 are padding, without mask or advantage."""
-    real = (rows_b >= 0).astype(np.float32)
-    width = rollout.prompt_BT.shape[1]
-    mask_BR = (np.arange(R)[None, :] < rollout.length_B[rows_b][:, None]) * real[:, None]
-    return PolicyBatch(
-        tokens_BT=np.concatenate(
-            [rollout.prompt_BT[rows_b], rollout.tokens_BT[rows_b, :R]], axis=1
-        ),
-        start_B=(width - rollout.prompt_length_B[rows_b]).astype(np.int32),
-        old_logp_BR=rollout.logp_BT[rows_b, :R],
-        ref_logp_BR=None if ref_logp_BT is None else ref_logp_BT[rows_b, :R],
-        adv_B=adv_B[rows_b] * real,
-        mask_BR=mask_BR.astype(np.float32),
-    )
+def _prompt(rollout: Rollout, row: int) -> np.ndarray:
+    # Without the padding, whose token may stand at the front of a longer prompt.
+    return rollout.prompt_BT[row, rollout.prompt_BT.shape[1] - rollout.prompt_length_B[row] :]
+
+
+def _bins(rollout: Rollout, rows_b, shape: Shape) -> list[list[int]]:
+    """Rows of the rollout, a packed row each."""
+    bins, room, prompts = [], [], []
+    for row in rows_b:
+        prompt = _prompt(rollout, row).tobytes()
+        response, head = int(rollout.length_B[row]), int(rollout.prompt_length_B[row])
+
+        def need(i):
+            return response + (0 if shape.share and prompt in prompts[i] else head)  # noqa: B023
+
+        lately = range(max(0, len(bins) - OPEN), len(bins))
+        fits = [i for i in lately if need(i) <= room[i] and len(bins[i]) < shape.responses]
+        if not fits:
+            bins.append([])
+            room.append(shape.tokens)
+            prompts.append(set())
+        i = min(fits, key=need, default=len(bins) - 1)
+        room[i] -= need(i)
+        bins[i].append(int(row))
+        prompts[i].add(prompt)
+    return bins
+
+
+def _lay_out(
+    rollout: Rollout, members: list[int], shape: Shape, pairs: int = 0
+) -> dict[str, np.ndarray]:
+    """One packed row; with so many pairs of blocks, if it takes no more."""
+    T, N, R = shape.tokens, shape.responses, shape.longest
+    tokens, positions, segments, prefix, before = (np.zeros(T, np.int32) for _ in range(5))
+    at_NR, row_N = np.zeros((N, R), np.int32), np.full(N, -1, np.int32)
+    at, segment, prompts = 0, 0, {}  # of each prompt: its segment, and where it ends
+    for n, row in enumerate(members):
+        prompt_T = _prompt(rollout, row)
+        prompt, head = prompt_T.tobytes(), len(prompt_T)
+        if not shape.share or prompt not in prompts:
+            end, segment = at + head, segment + 1
+            tokens[at:end] = prompt_T
+            positions[at:end] = np.arange(head)
+            segments[at:end] = prefix[at:end] = segment
+            before[at:end] = np.arange(at - 1, end - 1)
+            prompts[prompt] = segment, end - 1
+            at = end
+        (owner, last), length = prompts[prompt], int(rollout.length_B[row])
+        end, segment = at + length, segment + shape.share
+        tokens[at:end] = rollout.tokens_BT[row, :length]
+        positions[at:end] = np.arange(head, head + length)
+        segments[at:end], prefix[at:end] = segment, owner
+        before[at:end] = [last, *range(at, end - 1)][:length]
+        at_NR[n, :length] = np.arange(at, end)
+        row_N[n] = row
+        at = end
+    out = {
+        "tokens": tokens, "positions": positions, "segments": segments, "prefix": prefix,
+        "before": np.maximum(before, 0), "at": at_NR, "row": row_N,
+    }  # fmt: skip
+    if shape.by_blocks:
+        out["pairs"] = blocks.pairs(segments, prefix, pairs)
+    return out

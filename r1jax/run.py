@@ -2,6 +2,7 @@
 
 import dataclasses
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,14 +86,16 @@ class Run:
             stop_ids=self.tokenizer.stop_ids, pad_id=self.tokenizer.pad_id, mesh=self.mesh,
         )  # fmt: skip
 
+    def response(self, ids: Sequence[int], truncated: bool) -> Response:
+        """A response as text, without the end token."""
+        text = self.tokenizer.decode(ids if truncated else ids[:-1])
+        return Response(text, len(ids), truncated, self.template.think_opened)
+
     def responses(self, rollout: Rollout) -> list[Response]:
-        """The rollout's responses as text, without the end token."""
-        ends_B = rollout.length_B - ~rollout.truncated_B
+        """The rollout's responses as text."""
         return [
-            Response(
-                self.tokenizer.decode(tokens[:end]), int(n), bool(cut), self.template.think_opened
-            )
-            for tokens, end, n, cut in zip(
-                rollout.tokens_BT, ends_B, rollout.length_B, rollout.truncated_B, strict=True
+            self.response(tokens[:n], bool(cut))
+            for tokens, n, cut in zip(
+                rollout.tokens_BT, rollout.length_B, rollout.truncated_B, strict=True
             )
         ]

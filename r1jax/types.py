@@ -54,11 +54,21 @@ class TrainState(NamedTuple):
 
 
 class PolicyBatch(NamedTuple):
-    """Rows of a rollout: prompts left-padded, responses of at most R tokens right-padded."""
+    """X packed rows of T tokens that hold N responses each, of at most R tokens.
 
-    tokens_BT: Array  # prompt and response
-    start_B: Array  # first column that holds a token
-    old_logp_BR: Array
-    ref_logp_BR: Array | None
-    adv_B: Array
-    mask_BR: Array  # 1 on response tokens, the end token included
+    A row is prompts, each followed by responses to it; a prompt stands there once for all of
+    them. Segments number prompts and responses; responses name their prompt's segment as
+    prefix, prompts their own. What a row has no use for is padding: segment 0, mask 0.
+    """
+
+    tokens_XT: Array
+    positions_XT: Array
+    segments_XT: Array
+    prefix_XT: Array | None  # None: every response has its prompt, in one segment
+    before_XT: Array  # where the token stands that predicts this one
+    at_XNR: Array  # where a response's tokens stand
+    mask_XNR: Array  # 1 on response tokens, the end token included
+    adv_XN: Array
+    old_logp_XNR: Array
+    ref_logp_XNR: Array | None
+    pairs_Xn2: Array | None  # for attention by blocks (`models.blocks`)

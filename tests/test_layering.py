@@ -19,10 +19,13 @@ LAYERS = {
     "machinery": (
         "r1jax.models", "r1jax.sampling", "r1jax.data", "r1jax.sharding", "r1jax.optim",
         "r1jax.learner", "r1jax.rollouts", "r1jax.checkpoints", "r1jax.writers", "r1jax.plots",
-        "r1jax.run",
+        "r1jax.run", "r1jax.memory",
     ),
     "stages": ("r1jax.stages",),
-    "top": ("r1jax.pipeline", "r1jax.train", "r1jax.config", "r1jax.cli", "r1jax.inference"),
+    "top": (
+        "r1jax.pipeline", "r1jax.train", "r1jax.config", "r1jax.cli", "r1jax.inference",
+        "r1jax.bench",
+    ),
 }  # fmt: skip
 BELOW = {
     "maths": {"maths"},

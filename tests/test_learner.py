@@ -8,18 +8,23 @@ import numpy as np
 import optax
 import pytest
 
+from r1jax import rollouts
 from r1jax.data.packing import Document, Packed, pack
 from r1jax.learner import PolicyLearner, init_state, supervised_step
 from r1jax.losses import LOSSES
 from r1jax.optim import OPTIMIZERS
-from r1jax.types import Counts, PolicyBatch
+from r1jax.rollouts import Shape
+from r1jax.types import Rollout
 
 LR, TEMPERATURE = 0.01, 0.7
-PROMPTS = [1, 4, 6, 2, 3, 6, 5]
-LENGTHS = [9, 5, 3, 8, 0, 2, 4]  # one response of nothing at all
+# Responses [of which prompt], two prompts by turns; one response of nothing at all.
+PROMPT_LENGTHS = [1, 4, 6, 3]
+GROUPS = [0, 1, 1, 1, 2, 2, 3, 2]
+LENGTHS = [9, 5, 3, 8, 0, 2, 4, 6]
+B, R = 8, 9
 SETTINGS = dict(clip_eps=(0.2, 0.3), kl_coef=0.05)
-# With an update that is the gradient, to read it off, and with Adam's.
-GRADIENT = optax.identity()
+# An update that is the gradient; and its state is too, to read it off without rounding.
+GRADIENT = optax.GradientTransformation(optax.tree.zeros_like, lambda g, state, params: (g, g))
 
 
 def loss_of(name):
@@ -29,25 +34,45 @@ def loss_of(name):
 
 @pytest.fixture(scope="module")
 def rows(tiny):
-    """Rows of a rollout: tokens by row, and arrays [7, 9] that are NaN after a row's end."""
+    """Rows of tokens, and the rollout, advantages and reference made of them.
+
+    All that a row's end or a prompt's beginning leaves free is NaN or random tokens.
+    """
     rng = np.random.default_rng(0)
-    tokens = [rng.integers(0, 32, p + n) for p, n in zip(PROMPTS, LENGTHS, strict=True)]
-    mask = np.arange(9)[None, :] < np.array(LENGTHS)[:, None]
-    logp = np.array(right_padded_logp(tiny[0], tokens)(tiny[1]))
+    prompts = [rng.integers(0, 32, n) for n in PROMPT_LENGTHS]
+    tokens = [
+        np.concatenate([prompts[i], rng.integers(0, 32, n)])
+        for i, n in zip(GROUPS, LENGTHS, strict=True)
+    ]
+    return tokens, *poisoned(tokens, np.array(right_padded_logp(tiny[0], tokens)(tiny[1])), seed=1)
+
+
+def poisoned(tokens, logp_BR, seed):
+    rng, rubbish = np.random.default_rng(2), np.random.default_rng(seed)
+    width = np.array([PROMPT_LENGTHS[i] for i in GROUPS])
+    prompt_BT, tokens_BT = rubbish.integers(0, 32, (B, 8)), rubbish.integers(0, 32, (B, R))
+    for prompt, response, row, n in zip(prompt_BT, tokens_BT, tokens, width, strict=True):
+        prompt[8 - n :], response[: len(row) - n] = row[:n], row[n:]
+    inside = np.arange(R) < np.array(LENGTHS)[:, None]
 
     def near(scale):  # ratios on both sides of the clip
-        return np.where(mask, logp + scale * rng.standard_normal(mask.shape), np.nan)
+        return np.where(inside, logp_BR + scale * rng.standard_normal((B, R)), np.nan)
 
-    adv = rng.standard_normal(7).astype(np.float32)
-    return tokens, mask.astype(np.float32), near(0.3), near(0.5), adv
+    old, ref, adv = near(0.3), near(0.5), rng.standard_normal(B)
+    rollout = Rollout(
+        prompt_BT.astype(np.int32), width.astype(np.int32), tokens_BT.astype(np.int32),
+        old.astype(np.float32), np.array(LENGTHS, np.int32), np.zeros(B, bool),
+    )  # fmt: skip
+    return rollout, adv.astype(np.float32), ref.astype(np.float32)
 
 
 def right_padded_logp(model, tokens):
-    """A function of parameters: log-probabilities [7, 9] of the responses, rows side by side."""
-    padded = np.zeros((7, 16), np.int32)
+    """A function of parameters: log-probabilities [8, 9] of the responses, rows side by side."""
+    padded = np.zeros((B, 16), np.int32)
     for row, given in zip(padded, tokens, strict=True):
         row[: len(given)] = given
-    columns = np.minimum(np.array(PROMPTS)[:, None] + np.arange(9), 15)
+    starts = np.array([PROMPT_LENGTHS[i] for i in GROUPS])
+    columns = np.minimum(starts[:, None] + np.arange(R), 15)
     targets = np.take_along_axis(padded, columns, axis=1)
 
     @jax.jit
@@ -61,59 +86,59 @@ def right_padded_logp(model, tokens):
     return logp
 
 
-def micro_batch(rows, chosen, R, width=8):
-    """Rows left-padded as the learner wants them; -1 is a padding row, full of rubbish."""
-    tokens, mask, old, ref, adv = rows
-    out = np.random.default_rng(9).integers(0, 32, (len(chosen), width + R)).astype(np.int32)
-    for row, i in zip(out, chosen, strict=True):
-        given = tokens[i][: PROMPTS[i] + R]
-        row[width - PROMPTS[i] : width - PROMPTS[i] + len(given)] = given
-    real = np.array(chosen) >= 0
-    return PolicyBatch(
-        tokens_BT=out,
-        start_B=(width - np.array(PROMPTS)[chosen]).astype(np.int32),
-        old_logp_BR=old[chosen, :R].astype(np.float32),
-        ref_logp_BR=ref[chosen, :R].astype(np.float32),
-        adv_B=np.where(real, adv[chosen], 5).astype(np.float32),
-        mask_BR=mask[chosen, :R] * real[:, None].astype(np.float32),
-    )
-
-
-CUTS = {
-    "one": [([0, 1, 2, 3, 4, 5, 6, -1], 9)],
-    "uneven": [([3, 0, -1, -1], 9), ([1, 6, 2, 5], 5), ([-1, 4, -1, -1], 5)],
+# 14 + 37 tokens, of which a row of 32 holds about half.
+SHAPES = {
+    "in_one_row": Shape(1, 64, 8, R, share=True, by_blocks=True),
+    "cut": Shape(1, 32, 3, R, share=True, by_blocks=True),
+    "side_by_side": Shape(4, 32, 3, R, share=True, by_blocks=True),
+    "by_mask": Shape(2, 40, 4, R, share=True, by_blocks=False),
+    "unshared": Shape(1, 20, 4, R, share=False, by_blocks=False),
 }
-WHOLE = Counts(rows=np.float32(7), tokens=np.float32(sum(LENGTHS)))
+EVERY = np.arange(B)
 
 
 @functools.cache
-def learner(model, name):
-    return PolicyLearner(model, GRADIENT, loss_of(name), temperature=TEMPERATURE)
+def learner(model, name, shape, mesh):
+    return PolicyLearner(
+        model, GRADIENT, loss_of(name), temperature=TEMPERATURE, shape=SHAPES[shape], mesh=mesh
+    )
 
 
-def updated(tiny, rows, name, cut, mesh):
-    """(state, metrics) after an update from the micro-batches of the cut."""
-    model, params = tiny
+def updated(tiny, rows, name, shape, mesh, chosen=EVERY):
+    """(gradient, metrics) of an update on the rows."""
+    (model, params), (_, rollout, adv, ref) = tiny, rows
     with jax.set_mesh(mesh):
         state = init_state(model, GRADIENT, mesh, params=params)
-        batches = [jax.device_put(micro_batch(rows, *c), layout(mesh)) for c in CUTS[cut]]
-        return jax.block_until_ready(learner(model, name).update(state, {}, batches, WHOLE, 1.0))
+        state, metrics = learner(model, name, shape, mesh).update(
+            state, {}, rollout, chosen, adv, ref, 1.0
+        )
+        jax.block_until_ready(state)
+    assert int(state.step) == 1
+    return jax.device_get(state.opt_state), metrics
 
 
 def layout(mesh):
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(("data", "fsdp")))
 
 
-def expected(tiny, rows, name):
-    """(loss, metrics, gradient) of the seven rows as one batch, without micro-batches."""
-    tokens, mask, old, ref, adv = rows
+@pytest.fixture(scope="module")
+def expected(tiny, rows):
+    """A function: (gradient, metrics) of rows as one batch, each side by side with the others."""
+    tokens, rollout, adv, ref = rows
     logp, pull = jax.vjp(right_padded_logp(tiny[0], tokens), tiny[1])
 
-    def loss(logp):
-        return loss_of(name)(logp, np.float32(old), np.float32(ref), adv, mask)
+    @functools.cache
+    def of(name, chosen=tuple(EVERY)):
+        at = np.array(chosen)
 
-    (value, metrics), grad_logp = jax.jit(jax.value_and_grad(loss, has_aux=True))(logp)
-    return value, metrics, pull(grad_logp)[0]
+        def loss(logp):
+            given = logp[at], rollout.logp_BT[at], ref[at], adv[at], rollout.mask_BT[at]
+            return loss_of(name)(*given)
+
+        (value, metrics), grad_logp = jax.jit(jax.value_and_grad(loss, has_aux=True))(logp)
+        return pull(grad_logp)[0], metrics | {"total": value}
+
+    return of
 
 
 def equal(actual, wanted, tolerance):
@@ -121,60 +146,129 @@ def equal(actual, wanted, tolerance):
     jax.tree.map(lambda a, b: compare(a, b), actual, wanted)
 
 
-@pytest.mark.parametrize("name", LOSSES)
-def test_micro_batches_have_the_gradient_of_the_one_batch(tiny, rows, mesh1, name):
-    value, metrics, gradient = expected(tiny, rows, name)
-    assert metrics["clip_fraction"] > 0.1 and optax.tree.norm(gradient) > 0.1
-    for cut in CUTS if name == "grpo" else ["uneven"]:
-        state, got = updated(tiny, rows, name, cut, mesh1)
-        found = jax.tree.map(np.subtract, state.params, tiny[1])
-        equal(found, gradient, 1e-6)
-        norm = got.pop("gradient_norm")
-        np.testing.assert_allclose(norm, optax.tree.norm(gradient), rtol=1e-5)
-        equal(got, metrics | {"total": value}, 1e-6)
-        assert int(state.step) == 1
+def equal_gradients(actual, wanted):
+    """To 1e-6 of their norm, which is 8 units in the last place of a float32."""
+    norm = optax.tree.norm(wanted)
+    assert norm > 0.1
+    equal(*(jax.tree.map(lambda g: g / norm, x) for x in (actual, wanted)), 1e-6)
 
 
-def test_parameters_after_an_update_are_those_of_the_one_batch(tiny, rows, mesh1):
-    # By the optimiser that stages use, clipping included (the norm is above 0.1, see above).
-    gradient = expected(tiny, rows, "grpo")[2]
+def check(got, wanted):
+    (gradient, metrics), (wanted_gradient, wanted_metrics) = got, wanted
+    equal_gradients(gradient, wanted_gradient)
+    norm = optax.tree.norm(wanted_gradient)
+    assert metrics.keys() == wanted_metrics.keys() | {"gradient_norm"}
+    np.testing.assert_allclose(metrics["gradient_norm"], norm, rtol=1e-5)
+    equal({k: metrics[k] for k in wanted_metrics}, wanted_metrics, 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"), [("grpo", s) for s in SHAPES] + [(n, "cut") for n in LOSSES if n != "grpo"]
+)
+def test_packed_rows_have_the_gradient_of_the_one_batch(tiny, rows, expected, mesh1, name, shape):
+    wanted = expected(name)
+    assert wanted[1]["clip_fraction"] > 0.1
+    check(updated(tiny, rows, name, shape, mesh1), wanted)
+
+
+@pytest.mark.parametrize("shape", ["in_one_row", "cut"])
+def test_the_order_of_rows_changes_nothing(tiny, rows, expected, mesh1, shape):
+    for order in ([7, 6, 5, 4, 3, 2, 1, 0], [3, 5, 0, 7, 1, 6, 2, 4]):
+        check(updated(tiny, rows, "grpo", shape, mesh1, np.array(order)), expected("grpo"))
+
+
+@pytest.mark.parametrize("chosen", [(6, 1, 4, 2), (0, 4, 7)])
+def test_an_update_on_some_of_the_rows(tiny, rows, expected, mesh1, chosen):
+    # The mean is over these, the response of nothing (row 4) among them.
+    got = updated(tiny, rows, "grpo", "cut", mesh1, np.array(chosen))
+    check(got, expected("grpo", chosen))
+
+
+def test_a_response_of_nothing_counts(tiny, rows, expected, mesh1):
+    without = tuple(i for i in EVERY if LENGTHS[i])
+    gradient, _ = updated(tiny, rows, "grpo", "cut", mesh1)
+    # As a row of 8 it adds 0: the others' sum is divided by 8, not by 7.
+    wanted = jax.tree.map(lambda g: g * 7 / 8, expected("grpo", without)[0])
+    equal_gradients(gradient, wanted)
+
+
+def test_parameters_after_an_update_are_the_optimisers(tiny, rows, mesh1):
+    # By the optimiser that stages use, clipping included: the norm is above 0.1.
+    # Adam divides by a gradient's size, and so makes rounding of small ones large: hence the
+    # gradient of the same program here, which is compared with the one batch's above.
     adam = OPTIMIZERS["adamw"](weight_decay=0.1, clip_norm=0.1)
-    updates, _ = jax.jit(adam.update)(gradient, jax.jit(adam.init)(tiny[1]), tiny[1])
-    wanted = jax.tree.map(lambda p, u: p + LR * u, tiny[1], updates)
-    model, params = tiny
-    state = init_state(model, adam, mesh1, params=params)
-    mine = PolicyLearner(model, adam, loss_of("grpo"), temperature=TEMPERATURE)
-    batches = [jax.device_put(micro_batch(rows, *c), layout(mesh1)) for c in CUTS["uneven"]]
+    (model, params), (_, rollout, adv, ref) = tiny, rows
+    gradient, _ = updated(tiny, rows, "grpo", "cut", mesh1)
+    updates, _ = jax.jit(adam.update)(gradient, jax.jit(adam.init)(params), params)
+    wanted = jax.tree.map(lambda p, u: p + LR * u, params, updates)
+    mine = PolicyLearner(
+        model, adam, loss_of("grpo"), temperature=TEMPERATURE, shape=SHAPES["cut"], mesh=mesh1
+    )
     with jax.set_mesh(mesh1):
-        state, _ = mine.update(state, {}, batches, WHOLE, LR)
+        state = init_state(model, adam, mesh1, params=params)
+        state, _ = mine.update(state, {}, rollout, EVERY, adv, ref, LR)
     equal(state.params, wanted, 1e-6)
 
 
-def test_logprobs_of_left_padded_rows(tiny, rows):
-    tokens, mask, *_ = rows
-    wanted = right_padded_logp(tiny[0], tokens)(tiny[1])
-    batch = micro_batch(rows, [0, 1, 2, 3, 4, 5, 6, -1], 9)
-    got = learner(tiny[0], "grpo").logprobs(tiny[1], batch.tokens_BT, batch.start_B, 9)
-    np.testing.assert_allclose(got[:7] * mask, wanted * mask, rtol=0, atol=1e-5)
+def logprobs_of(mine, rows, params):
+    """Of the rows' rollout, after a look at what is beyond their ends."""
+    rollout = rows[1]
+    logp_BR = mine.logprobs(params, rollout)
+    assert logp_BR.dtype == np.float32 and logp_BR.shape == (B, R)
+    assert not logp_BR[rollout.mask_BT == 0].any()
+    return logp_BR
+
+
+@pytest.mark.parametrize("shape", ["cut", "by_mask"])
+def test_logprobs_of_packed_rows(tiny, rows, mesh1, shape):
+    wanted = right_padded_logp(tiny[0], rows[0])(tiny[1]) * rows[1].mask_BT
+    with jax.set_mesh(mesh1):
+        got = logprobs_of(learner(tiny[0], "grpo", shape, mesh1), rows, tiny[1])
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5)
 
 
 @pytest.mark.usefixtures("absolute_positions")
-def test_positions_count_from_a_rows_first_token(tiny, rows):
-    tokens, mask, *_ = rows
-    wanted = right_padded_logp(tiny[0], tokens)(tiny[1])
-    batch = micro_batch(rows, [0, 1, 2, 3, 4, 5, 6, -1], 9)
-    mine = PolicyLearner(tiny[0], GRADIENT, loss_of("grpo"), temperature=TEMPERATURE)
-    got = mine.logprobs(tiny[1], batch.tokens_BT, batch.start_B, 9)
-    np.testing.assert_allclose(got[:7] * mask, wanted * mask, rtol=0, atol=1e-5)
+@pytest.mark.parametrize("shape", ["in_one_row", "unshared"])
+def test_positions_count_from_a_prompts_first_token(tiny, rows, mesh1, shape):
+    wanted = right_padded_logp(tiny[0], rows[0])(tiny[1]) * rows[1].mask_BT
+    mine = PolicyLearner(
+        tiny[0], GRADIENT, loss_of("grpo"), temperature=TEMPERATURE, shape=SHAPES[shape], mesh=mesh1
+    )
+    np.testing.assert_allclose(logprobs_of(mine, rows, tiny[1]), wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", ["cut", "unshared"])
+def test_what_padding_holds_has_no_influence(tiny, rows, mesh1, shape):
+    # The rows are NaN there as it is. Other tokens, and zeros for NaN, change no bit.
+    tokens, rollout, adv, ref = rows
+    other = poisoned(tokens, rollout.logp_BT, seed=7)[0]
+    other = other._replace(logp_BT=np.nan_to_num(rollout.logp_BT))
+    assert (other.prompt_BT != rollout.prompt_BT).sum() > 20
+    assert (other.tokens_BT != rollout.tokens_BT).sum() > 20
+    others = tokens, other, adv, np.nan_to_num(ref)
+    one, two = (updated(tiny, r, "grpo", shape, mesh1) for r in (rows, others))
+    jax.tree.map(np.testing.assert_array_equal, one, two)
 
 
 def test_a_policy_update_on_eight_devices(tiny, rows, mesh1, mesh8):
-    (one, metrics1), (eight, metrics8) = (
-        updated(tiny, rows, "grpo", "uneven", mesh) for mesh in (mesh1, mesh8)
-    )
-    assert len(eight.params["embed"].sharding.device_set) == 8
-    equal(eight.params, jax.device_get(one.params), 1e-5)
-    equal(metrics8, metrics1, 1e-5)
+    one, eight = (updated(tiny, rows, "grpo", "side_by_side", mesh) for mesh in (mesh1, mesh8))
+    equal(eight, one, 1e-5)
+
+
+def test_micro_batches_are_cut_by_their_rows(tiny, rows, mesh8):
+    mine = learner(tiny[0], "grpo", "side_by_side", mesh8)
+    for batch, _ in rollouts.pack(rows[1], EVERY, mine.shape):
+        for x in jax.tree.leaves(mine._put(batch)):
+            assert x.sharding.shard_shape(x.shape) == (1, *x.shape[1:])  # four rows over four
+
+
+def test_logprobs_on_eight_devices(tiny, rows, mesh8):
+    wanted = right_padded_logp(tiny[0], rows[0])(tiny[1]) * rows[1].mask_BT
+    with jax.set_mesh(mesh8):
+        params = init_state(tiny[0], GRADIENT, mesh8, params=tiny[1]).params
+        assert len(params["embed"].sharding.device_set) == 8
+        got = logprobs_of(learner(tiny[0], "grpo", "side_by_side", mesh8), rows, params)
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5)
 
 
 # Supervised steps.
@@ -198,7 +292,7 @@ def step_of(model):
 
 
 def supervised(tiny, batch, mesh, lr=1.0):
-    """(gradient, metrics): what one step adds to the parameters at rate 1."""
+    """(what one step adds to the parameters, metrics): at rate 1 the gradient."""
     model, params = tiny
     with jax.set_mesh(mesh):
         state = init_state(model, GRADIENT, mesh, params=params)

@@ -21,7 +21,7 @@ FILE = str(Path(__file__).parents[1] / "experiments" / "r1_zero.py")
 QUESTION = "What is 417+8-5+9 modulo a thousand?"
 SMALL = (
     "--config.grpo.steps=2", "--config.grpo.max_tokens=16", "--config.grpo.prompts_per_rollout=8",
-    "--config.grpo.group_size=2", "--config.grpo.micro_rows=8", "--config.grpo.reward_workers=0",
+    "--config.grpo.group_size=2", "--config.grpo.row_tokens=128", "--config.grpo.reward_workers=0",
     "--config.grpo.checkpoint_every=1", "--config.grpo.lr=1e-3", "--config.grpo.warmup_steps=0",
     "--config.template=r1_zero_short", "--config.evaluate.max_tokens=16",
     "--config.evaluate.samples=2", "--config.evaluate.benchmarks=('mini_aime_dev',)",

@@ -12,29 +12,23 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from r1jax.models import kernels
+from r1jax.models.blocks import BLOCK, Blocks, causal
+from r1jax.models.cache import Cache, Slots, empty
 from r1jax.models.layers import RMSNorm
 from r1jax.sharding import BATCH, Rules, constrain, path_name
 from r1jax.types import Array
 
-
-class Cache(NamedTuple):
-    """Keys and values of the tokens so far, a layer an entry; slots are shared by all rows.
-
-    Rows are left-padded, so every row's next token goes into the same slot. With
-    multi-head latent attention `k` holds the shared rotary key and `v` the latent, K = 1.
-    """
-
-    k: tuple[Array, ...]  # [B, K, h, s]
-    v: tuple[Array, ...]  # [B, K, s, h]
-    start_B: Array  # int32: first slot that holds a token of the row, i.e. its left padding
-    length: Array  # int32 scalar: slots filled
+# A stack of so few layers is unrolled in training too: a loop's two bodies, forward and
+# backward, take as long to compile, and on CPU its stacked residuals are written twice.
+UNROLLED = 4
 
 
 class Context(NamedTuple):
     """What all blocks of a forward pass are given beside the activations."""
 
     rope: tuple[Array, Array]  # cos and sin
-    mask_B1Ts: Array  # what may be attended to
+    see: Array | Blocks | kernels.Splash | kernels.Cudnn  # who attends to whom: `layers.attend`
     real_BT: Array  # bool: tokens, not padding
 
 
@@ -50,6 +44,8 @@ class Decoder:
 
     config: object  # with vocabulary, width, norm_eps, tied, dtype, remat
     rules: Rules  # layouts of its parameters
+    platform: str  # of the devices that its programs are for; "": this process's
+    head_width: int  # of queries and keys
 
     def stacks(self) -> dict[str, Stack]:
         """The stacks, in order, by the name of their parameters."""
@@ -91,7 +87,7 @@ class Decoder:
 
         `segments_BT` (0 is padding) keeps packed sequences and padding apart: a token
         sees earlier tokens of its own segment only. `positions_BT` default to 0, 1, …,
-        from the row's first token where there is a cache.
+        from the end of the cache where there is one.
         """
         hidden, cache, _ = self.forward(
             params, tokens_BT, positions_BT=positions_BT, segments_BT=segments_BT, cache=cache
@@ -99,73 +95,145 @@ class Decoder:
         logits = self.logits(params, hidden)
         return logits if cache is None else (logits, cache)
 
-    def forward(self, params, tokens_BT, *, positions_BT=None, segments_BT=None, cache=None):
+    def forward(
+        self, params, tokens_BT, *, positions_BT=None, segments_BT=None, prefix_BT=None,
+        pairs_Bn2=None, cache=None,
+    ):  # fmt: skip
         """(final normalised activations [B, T, D], longer cache or None, statistics).
 
-        Arguments as for `apply`. Statistics are what `rebalance` reads, summed over the
-        tokens that are not padding: additive over micro-batches.
+        Arguments as for `apply`, and for packed rows `prefix_BT`: the earlier segment that a
+        token's own continues and sees as well (its own where there is none), and `pairs_Bn2`,
+        with which attention goes by blocks (`blocks.py`). Statistics are what `rebalance`
+        reads, summed over the tokens that are not padding: additive over micro-batches.
         """
-        c = self.config
-        B, T = tokens_BT.shape
-        real_BT = jnp.ones((B, T), bool)
         if cache is None:
-            if positions_BT is None:
-                positions_BT = jnp.broadcast_to(jnp.arange(T), (B, T))
-            mask = jnp.tril(jnp.ones((1, 1, T, T), bool))
-            if segments_BT is not None:
-                mask &= segments_BT[:, None, :, None] == segments_BT[:, None, None, :]
-                real_BT = segments_BT > 0
+            x, context = self._enter(
+                params, tokens_BT, positions_BT, segments_BT, prefix_BT, pairs_Bn2
+            )
+            x, statistics, _ = self._scan(params, x, context)
         else:
-            slot_T = cache.length + jnp.arange(T)
-            if positions_BT is None:
-                positions_BT = jnp.maximum(slot_T[None, :] - cache.start_B[:, None], 0)
-            slot_s = jnp.arange(cache.v[0].shape[2])
-            mask = (slot_s[None, :] <= slot_T[:, None])[None, None]
-            mask &= slot_s[None, None, None, :] >= cache.start_B[:, None, None, None]
-        context = Context(self.rope(positions_BT), mask, real_BT)
+            slot_BT = cache.length_B[:, None] + jnp.arange(tokens_BT.shape[1])[None, :]
+            slot_s = jnp.arange(cache.layers[0].window)
+            mask_B1Ts = (slot_s[None, None, :] <= slot_BT[:, :, None])[:, None]
+            rope = self.rope(slot_BT if positions_BT is None else positions_BT)
+            context = Context(rope, mask_B1Ts, jnp.ones(tokens_BT.shape, bool))
+            x, cache = self._unroll(params, self._embed(params, tokens_BT), context, cache)
+            statistics = {}
+        norm = RMSNorm(self.config.norm_eps)
+        return norm.apply({"params": params["final_norm"]}, x), cache, statistics
+
+    def prefill(self, params, tokens_BT, length_B) -> Cache:
+        """The cache, of T slots a row, of right-padded rows of `length_B` tokens."""
+        segments_BT = (jnp.arange(tokens_BT.shape[1])[None, :] < length_B[:, None]).astype(int)
+        x, context = self._enter(params, tokens_BT, segments_BT=segments_BT)
+        *_, layers = self._scan(params, x, context, keep=True)
+        return Cache(tuple(layers), length_B)
+
+    def unstacked(self, params):
+        """Parameters for many decoding steps: an entry a layer, in the type of activations.
+
+        What every step would cut out and cast again is so done once.
+        """
+        out = dict(params)
+        for name, stack in self.stacks().items():
+            layers = (_layer(params[name], i) for i in range(stack.layers))
+            out[name] = tuple(_cast(block, self.config.dtype) for block in layers)
+        return out
+
+    def _embed(self, params, tokens_BT):
         # Collect the table first: gathering from one cut over the vocabulary rematerialises it.
         embed = constrain(params["embed"], None, None)
-        x = constrain(embed[tokens_BT].astype(c.dtype), BATCH, None, None)
-        run = self._scan if cache is None else self._unroll
-        x, cache, statistics = run(params, x, context, cache)
-        return RMSNorm(c.norm_eps).apply({"params": params["final_norm"]}, x), cache, statistics
+        return constrain(embed[tokens_BT].astype(self.config.dtype), BATCH, None, None)
 
-    def _scan(self, params, x, context, _):
-        statistics = {}
+    def _enter(
+        self, params, tokens_BT, positions_BT=None, segments_BT=None, prefix_BT=None, pairs_Bn2=None
+    ):
+        """What the blocks of a forward pass over packed rows start from."""
+        B, T = tokens_BT.shape
+        if positions_BT is None:
+            positions_BT = jnp.broadcast_to(jnp.arange(T), (B, T))
+        if segments_BT is None:
+            segments_BT = jnp.ones((B, T), jnp.int32)
+        see = self._see(segments_BT, prefix_BT, pairs_Bn2)
+        context = Context(self.rope(positions_BT), see, segments_BT > 0)
+        return self._embed(params, tokens_BT), context
+
+    def _see(self, segments_BT, prefix_BT, pairs_Bn2):
+        """Who attends to whom in packed rows, in the form that the platform's kernel takes."""
+        if self.kernel == "blocks" and segments_BT.shape[1] % BLOCK == 0:
+            own_BT = segments_BT if prefix_BT is None else prefix_BT
+            pairs_Bn2 = causal(*segments_BT.shape) if pairs_Bn2 is None else pairs_Bn2
+            return Blocks(segments_BT, own_BT, pairs_Bn2)
+        if self.kernel == "splash" and prefix_BT is None:
+            return kernels.Splash(segments_BT)
+        T = segments_BT.shape[1]
+        see_BTT = segments_BT[:, :, None] == segments_BT[:, None, :]
+        if prefix_BT is not None:
+            see_BTT |= prefix_BT[:, :, None] == segments_BT[:, None, :]
+        mask_B1TT = (see_BTT & jnp.tril(jnp.ones((1, T, T), bool)))[:, None]
+        return kernels.Cudnn(mask_B1TT) if self.kernel == "cudnn" else mask_B1TT
+
+    def _scan(self, params, x, context, *, keep=False):
+        """(activations, statistics, the layers' keys and values if they are to be kept)."""
+        statistics, kept = {}, []
         for name, stack in self.stacks().items():
 
             def step(x, block, stack=stack):
-                x, _, counted = stack.block.apply({"params": _cast(block, x.dtype)}, x, context)
-                return x, counted
+                x, kv, counted = stack.block.apply({"params": _cast(block, x.dtype)}, x, context)
+                return x, (counted, kv if keep else ())
 
             step = jax.checkpoint(step) if self.config.remat else step
-            x, statistics[name] = jax.lax.scan(step, x, params[name])
-        return x, None, statistics
+            few = stack.layers <= UNROLLED
+            x, (statistics[name], kv) = jax.lax.scan(step, x, params[name], unroll=few)
+            if keep:
+                kept += [Slots(kv[0][i], kv[1][i]) for i in range(stack.layers)]
+        return x, statistics, kept
 
     def _unroll(self, params, x, context, cache):
-        ks, vs = [], []
+        layers = []
         for name, stack in self.stacks().items():
             for i in range(stack.layers):
-                block = _cast(jax.tree.map(lambda p: p[i], params[name]), x.dtype)  # noqa: B023
-                kv = (cache.k[len(ks)], cache.v[len(vs)], cache.length)
-                x, (k, v), _ = stack.block.apply({"params": block}, x, context, kv)
-                ks.append(k)
-                vs.append(v)
-        length = cache.length + jnp.int32(context.mask_B1Ts.shape[2])
-        return x, Cache(tuple(ks), tuple(vs), cache.start_B, length), {}
+                block = _cast(_layer(params[name], i), x.dtype)
+                entry = (cache.layers[len(layers)], cache.length_B)
+                x, layer, _ = stack.block.apply({"params": block}, x, context, entry)
+                layers.append(layer)
+        return x, Cache(tuple(layers), cache.length_B + jnp.int32(x.shape[1]))
 
     def logits(self, params, hidden):
         """Float32 logits [..., V] of final activations [..., D]."""
-        table = params["embed"].T if self.config.tied else params["unembed"]
-        return jnp.matmul(hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        table = self.head(params).astype(hidden.dtype)
+        return jnp.matmul(hidden, table, preferred_element_type=jnp.float32)
 
-    def empty_cache(self, start_B: Array, slots: int) -> Cache:
-        """A cache of `slots` free slots for rows left-padded by `start_B` tokens."""
-        (K, key, value), B = self.cache_widths(), start_B.shape[0]
-        layers = range(sum(stack.layers for stack in self.stacks().values()))
-        k = tuple(jnp.zeros((B, K, key, slots), self.config.dtype) for _ in layers)
-        v = tuple(jnp.zeros((B, K, slots, value), self.config.dtype) for _ in layers)
-        return Cache(k, v, start_B, jnp.int32(0))
+    def head(self, params) -> Array:
+        """The map [D, V] from final activations to logits."""
+        return params["embed"].T if self.config.tied else params["unembed"]
+
+    def empty_cache(self, rows: int, slots: int, *, paged: bool = False) -> Cache:
+        """A cache of `slots` free slots a row; in pages, one token at a time is written."""
+        layers = sum(stack.layers for stack in self.stacks().values())
+        return empty(layers, rows, slots, self.cache_widths(), self.config.dtype, paged=paged)
+
+    @property
+    def paged(self) -> bool:
+        """Whether the platform decodes from pages."""
+        _, key, value = self.cache_widths()
+        chosen = kernels.decode_kernel(self._platform, self.config.dtype, key)
+        return chosen == "ragged" and key == value
+
+    @property
+    def kernel(self) -> str:
+        """What computes attention over packed rows: splash, cudnn, blocks or plain."""
+        chosen = kernels.training_kernel(self._platform, self.config.dtype, self.head_width)
+        return "blocks" if chosen == "plain" and self._platform == "cpu" else chosen
+
+    @property
+    def _platform(self) -> str:
+        return self.platform or jax.default_backend()
+
+
+def _layer(stacked, i: int):
+    """One layer's parameters, of stacked or of `unstacked` ones."""
+    return stacked[i] if isinstance(stacked, tuple) else jax.tree.map(lambda p: p[i], stacked)
 
 
 def _cast(block, dtype):

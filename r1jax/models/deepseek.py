@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from r1jax.models.decoder import Decoder, Stack, check_shape, output_scale
 from r1jax.models.experts import Experts, Router
-from r1jax.models.layers import NEGATIVE, Linear, Matrix, RMSNorm, SwiGLU, attend, write_cache
+from r1jax.models.layers import NEGATIVE, Linear, Matrix, RMSNorm, SwiGLU, attend
 from r1jax.models.rope import RopeScaling, rope_angles, rotate_neighbours
 from r1jax.sharding import BATCH, Rules, constrain
 
@@ -108,14 +108,15 @@ class LatentAttention(nn.Module):
     config: DeepseekConfig
 
     @nn.compact
-    def __call__(self, x_BTD, rope, mask_B1Ts, cache=None):
-        """Attends over x itself, or over a (rotary key, latent, slot) cache, extended by x."""
+    def __call__(self, x_BTD, rope, see, cache=None):
+        """As `layers.Attention`; keys are rotary keys, values latents, of one head for all."""
         c, (B, T, D) = self.config, x_BTD.shape
         q_nope, q_rope = self._queries(x_BTD)
         both = Linear(c.kv_rank + c.rope_dim, name="latent_a")(x_BTD)
         latent = RMSNorm(LATENT_EPS, name="latent_norm")(both[..., : c.kv_rank])[:, None]
         key = rotate_neighbours(both[..., c.kv_rank :][:, None], *rope).swapaxes(2, 3)
-        key_B1rs, latent_B1sc = write_cache(cache, key, latent)
+        left = (key, latent) if cache is None else cache[0].write(key, latent, cache[1])
+        key_B1rs, latent_B1sc = left
         up = Matrix(c.heads * (c.nope_dim + c.value_dim), name="latent_b")(c.kv_rank)
         up_cHv = up.reshape(c.kv_rank, c.heads, -1)
         scale = (c.nope_dim + c.rope_dim) ** -0.5
@@ -123,11 +124,11 @@ class LatentAttention(nn.Module):
         form = absorbed if T == 1 and cache is not None else expanded
         out = form(
             q_nope, rotate_neighbours(q_rope, *rope), key_B1rs, latent_B1sc,
-            up_cHv[..., : c.nope_dim], up_cHv[..., c.nope_dim :], mask_B1Ts, scale,
+            up_cHv[..., : c.nope_dim], up_cHv[..., c.nope_dim :], see, scale,
         )  # fmt: skip
         out = out.transpose(0, 2, 1, 3).reshape(B, T, -1)
         out = Linear(D, scale=output_scale(c.layers), name="out")(out)
-        return out, (key_B1rs, latent_B1sc)
+        return out, left
 
     def _queries(self, x_BTD):
         c, (B, T, _) = self.config, x_BTD.shape
@@ -141,24 +142,24 @@ class LatentAttention(nn.Module):
         return q[..., : c.nope_dim], q[..., c.nope_dim :]
 
 
-def expanded(q_BHTn, q_BHTr, key_B1rs, latent_B1sc, up_cHn, up_cHv, mask_B1Ts, scale):
+def expanded(q_BHTn, q_BHTr, key_B1rs, latent_B1sc, up_cHn, up_cHv, see, scale):
     """[B, H, T, v]: keys and values of every head made of the latents."""
     latent_Bsc = latent_B1sc[:, 0]
     k = jnp.einsum("bsc,chn->bhns", latent_Bsc, up_cHn)
     shared = jnp.broadcast_to(key_B1rs, (*k.shape[:2], *key_B1rs.shape[2:]))
     v = jnp.einsum("bsc,chv->bhsv", latent_Bsc, up_cHv)
     q = jnp.concatenate([q_BHTn, q_BHTr], axis=-1)
-    return attend(q, jnp.concatenate([k, shared], axis=2), v, mask_B1Ts, scale)
+    return attend(q, jnp.concatenate([k, shared], axis=2), v, see, scale)
 
 
-def absorbed(q_BHTn, q_BHTr, key_B1rs, latent_B1sc, up_cHn, up_cHv, mask_B1Ts, scale):
+def absorbed(q_BHTn, q_BHTr, key_B1rs, latent_B1sc, up_cHn, up_cHv, see, scale):
     """`expanded`, as attention of all heads over the latents: no key or value is made."""
     latent_Bsc, (B, H, T, _) = latent_B1sc[:, 0], q_BHTn.shape
     q_BHTc = jnp.einsum("bhtn,chn->bhtc", q_BHTn, up_cHn) * scale
     over = {"preferred_element_type": jnp.float32}
     scores = jnp.matmul(q_BHTc.reshape(B, H * T, -1), latent_Bsc.swapaxes(1, 2), **over)
     scores += jnp.matmul((q_BHTr * scale).reshape(B, H * T, -1), key_B1rs[:, 0], **over)
-    scores = jnp.where(mask_B1Ts, scores.reshape(B, H, T, -1), NEGATIVE)
+    scores = jnp.where(see, scores.reshape(B, H, T, -1), NEGATIVE)
     weights = jax.nn.softmax(scores, axis=-1).astype(latent_Bsc.dtype)
     mixed_BHTc = jnp.matmul(weights.reshape(B, H * T, -1), latent_Bsc).reshape(B, H, T, -1)
     return jnp.einsum("bhtc,chv->bhtv", mixed_BHTc, up_cHv)
@@ -173,7 +174,7 @@ class Block(nn.Module):
         c = self.config
         normed = RMSNorm(c.norm_eps, name="attention_norm")(x_BTD)
         attention = LatentAttention(c, name="attention")
-        y, kv = attention(normed, context.rope, context.mask_B1Ts, cache)
+        y, kv = attention(normed, context.rope, context.see, cache)
         x_BTD = x_BTD + y
         normed = RMSNorm(c.norm_eps, name="mlp_norm")(x_BTD)
         if self.sparse:
@@ -203,6 +204,11 @@ class Deepseek(Decoder):
 
     config: DeepseekConfig
     rules: Rules = field(default=RULES, repr=False)
+    platform: str = ""
+
+    @property
+    def head_width(self):
+        return self.config.nope_dim + self.config.rope_dim
 
     def stacks(self):
         c = self.config

@@ -4,8 +4,7 @@ flax.linen holds one block's parameters and its forward pass; stacking blocks is
 `decoder.py`'s. Only the `params` collection is used.
 
 Attention is computed heads-first ([B, K, …]): on CPU XLA's batched products are
-several times faster than over [B, T, K, …]. The decode cache keeps keys as
-[B, K, h, s] and values as [B, K, s, h], so that one new query needs no transposition.
+several times faster than over [B, T, K, …].
 
 A low-rank adapter (`lora.py`) is three more leaves beside a kernel. Where they are in the
 parameters a layer adds them; without them it is the plain layer, so switching adapters
@@ -22,6 +21,15 @@ from r1jax.types import Array
 NEGATIVE = -1e30  # a masked score: exp gives exactly 0, and no row of a cache is ever all -inf
 
 
+def flat(x: Array) -> Array:
+    """[..., D] as [N, D].
+
+    Over two axes XLA's gradients with respect to weights and scales are a product and a sum
+    over rows; over more, on CPU, they take 2.5 and 15 times as long.
+    """
+    return x.reshape(-1, x.shape[-1])
+
+
 class Linear(nn.Module):
     """x W + b, and x A (s B) where the parameters hold an adapter (arXiv:2106.09685)."""
 
@@ -34,13 +42,13 @@ class Linear(nn.Module):
         init = nn.initializers.lecun_normal()
         if self.scale:
             init = nn.initializers.variance_scaling(self.scale**2, "fan_in", "normal")
+        axes, x = x.shape[:-1], flat(x)
         y = jnp.matmul(x, self.param("kernel", init, (x.shape[-1], self.features)))
         if self.bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,))
-            y = y + bias.reshape((1,) * (x.ndim - 1) + (-1,))
+            y = y + self.param("bias", nn.initializers.zeros, (self.features,))[None]
         if adapter := _adapter(self):
             y = y + jnp.matmul(jnp.matmul(x, adapter[0]), adapter[1])
-        return y
+        return y.reshape(*axes, -1)
 
 
 class Matrix(nn.Module):
@@ -71,38 +79,30 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        x32 = x.astype(jnp.float32)
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],)).astype(x.dtype)
+        x32 = flat(x).astype(jnp.float32)
         x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
-        return x32.astype(x.dtype) * scale.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+        return (x32.astype(x.dtype) * scale[None]).reshape(x.shape)
 
 
-def attend(q_BHTh: Array, k_BKhs: Array, v_BKsv: Array, mask_B1Ts: Array, scale: float) -> Array:
+def attend(q_BHTh: Array, k_BKhs: Array, v_BKsv: Array, see, scale: float) -> Array:
     """Softmax attention with grouped queries, [B, H, T, v]; scores in float32.
 
-    Query heads H = K · (heads per kv head) are folded into the query axis, so that
-    keys and values are read once for their whole group.
+    `see` is a mask [B, 1, T, s], or something that knows how to attend by itself. Query
+    heads H = K · (heads per kv head) are folded into the query axis, so that keys and values
+    are read once for their whole group.
     """
+    if hasattr(see, "attend"):
+        return see.attend(q_BHTh, k_BKhs, v_BKsv, scale)
     B, H, T, h = q_BHTh.shape
     K = k_BKhs.shape[1]
     q = (q_BHTh * scale).reshape(B, K, H // K * T, h)
     scores = jnp.matmul(q, k_BKhs, preferred_element_type=jnp.float32)
     scores = scores.reshape(B, K, H // K, T, -1)
-    scores = jnp.where(mask_B1Ts[:, :, None], scores, NEGATIVE)
+    scores = jnp.where(see[:, :, None], scores, NEGATIVE)
     weights = jax.nn.softmax(scores, axis=-1).astype(v_BKsv.dtype)
     out = jnp.matmul(weights.reshape(B, K, H // K * T, -1), v_BKsv)
     return out.reshape(B, H, T, -1)
-
-
-def write_cache(cache, k_BKhT: Array, v_BKTv: Array):
-    """(k, v) of a (k, v, slot) cache after T tokens are written at `slot`; as given without one."""
-    if cache is None:
-        return k_BKhT, v_BKTv
-    k, v, slot = cache
-    return (
-        jax.lax.dynamic_update_slice(k, k_BKhT.astype(k.dtype), (0, 0, 0, slot)),
-        jax.lax.dynamic_update_slice(v, v_BKTv.astype(v.dtype), (0, 0, slot, 0)),
-    )
 
 
 class Attention(nn.Module):
@@ -117,8 +117,11 @@ class Attention(nn.Module):
     out_scale: float
 
     @nn.compact
-    def __call__(self, x_BTD, rope, mask_B1Ts, cache=None):
-        """Attends over x itself, or over a (k, v, slot) cache into which x is written at slot."""
+    def __call__(self, x_BTD, rope, see, cache=None):
+        """(attention of x over itself, or over (a cache's layer, length_B); what it leaves).
+
+        That is (k, v) of x, or the layer with x written.
+        """
         B, T, D = x_BTD.shape
 
         def project(name, heads):
@@ -130,10 +133,15 @@ class Attention(nn.Module):
         if self.qk_norm:
             q = RMSNorm(self.norm_eps, name="query_norm")(q)
             k = RMSNorm(self.norm_eps, name="key_norm")(k)
-        k, v = write_cache(cache, rotate(k, *rope).swapaxes(2, 3), v)
-        out = attend(rotate(q, *rope), k, v, mask_B1Ts, self.head_dim**-0.5)
+        q, k, scale = rotate(q, *rope), rotate(k, *rope).swapaxes(2, 3), self.head_dim**-0.5
+        if cache is None:
+            left, out = (k, v), attend(q, k, v, see, scale)
+        else:
+            layer, length_B = cache
+            left = layer.write(k, v, length_B)
+            out = left.attend(q, see, length_B, scale)
         out = out.transpose(0, 2, 1, 3).reshape(B, T, -1)
-        return Linear(D, scale=self.out_scale, name="out")(out), (k, v)
+        return Linear(D, scale=self.out_scale, name="out")(out), left
 
 
 class SwiGLU(nn.Module):

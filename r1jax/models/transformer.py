@@ -67,7 +67,7 @@ class Block(nn.Module):
             name="attention",
         )  # fmt: skip
         normed = RMSNorm(c.norm_eps, name="attention_norm")(x_BTD)
-        y, kv = attention(normed, context.rope, context.mask_B1Ts, cache)
+        y, kv = attention(normed, context.rope, context.see, cache)
         x_BTD = x_BTD + y
         x_BTD = x_BTD + SwiGLU(c.mlp, scale, name="mlp")(
             RMSNorm(c.norm_eps, name="mlp_norm")(x_BTD)
@@ -81,6 +81,11 @@ class Transformer(Decoder):
 
     config: TransformerConfig
     rules: Rules = field(default=RULES, repr=False)
+    platform: str = ""
+
+    @property
+    def head_width(self):
+        return self.config.head_dim
 
     def stacks(self):
         return {"blocks": Stack(Block(self.config), self.config.layers)}

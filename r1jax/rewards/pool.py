@@ -1,5 +1,6 @@
 """Scoring many responses at once, in worker processes that know nothing of jax."""
 
+import contextlib
 import math
 import multiprocessing.context
 import os
@@ -42,6 +43,7 @@ class RewardPool:
         self._weights = dict(weights)
         self._workers = workers
         self._executor: ProcessPoolExecutor | None = None
+        self._begun: list[tuple[list[int], list[Pair], Future | None]] = []
 
     def __enter__(self) -> Self:
         if self._workers:
@@ -92,6 +94,34 @@ class RewardPool:
                 parts[0] if parts else rewards.failed(self._weights) for parts in alone
             ]
         return [parts for start in sorted(scored) for parts in scored[start]]
+
+    def begin(self, pairs: Mapping[int, Pair]) -> None:
+        """Starts to score responses, by a number of the caller's, while it goes on.
+
+        For answers that come one after the other: `finish` gives the scores of all that
+        were begun.
+        """
+        numbers, given = list(pairs), list(pairs.values())
+        future = None
+        if self._workers:
+            with contextlib.suppress(BrokenProcessPool):  # `finish` sees to it
+                future = self._start().submit(_score_chunk, given, self._weights)
+        self._begun.append((numbers, given, future))
+
+    def finish(self) -> dict[int, Parts]:
+        """Scores by number, of all responses begun since the last time; as `score_all`'s."""
+        begun, self._begun = self._begun, []
+        scored: dict[int, Parts] = {}
+        for numbers, pairs, future in begun:
+            try:
+                parts = None if future is None else future.result()
+            except BrokenProcessPool:
+                self.close()
+                parts = None
+            if parts is None:
+                parts = self.score_all(*zip(*pairs, strict=True))
+            scored |= dict(zip(numbers, parts, strict=True))
+        return scored
 
     def _attempt(self, chunks: Mapping[int, list[Pair]]) -> dict[int, list[Parts]]:
         """Scores chunks in parallel; returns those that were done before any worker died."""

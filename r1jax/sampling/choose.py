@@ -13,29 +13,31 @@ from r1jax.types import Array
 
 
 def choose(
-    logits_BV: Array, uniform_B: Array, *, temperature: float, top_p: float
+    logits_BV: Array, uniform_B: Array, *, temperature: float | Array, top_p: float | Array
 ) -> tuple[Array, Array]:
     """(token_B, logp_B) drawn from softmax(logits / temperature) cut to its nucleus.
 
-    `temperature` 0 takes the most likely token, whose log-probability is then 0.
     The nucleus is the smallest set of most likely tokens with mass >= top_p
-    (arXiv:1904.09751).
+    (arXiv:1904.09751). `temperature` 0, as a number of Python's, takes the most likely token,
+    whose log-probability is then 0. Arrays serve one program for all settings.
     """
-    if temperature == 0:
+    if isinstance(temperature, int | float) and temperature == 0:
         token_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
         return token_B, jnp.zeros(token_B.shape, jnp.float32)
     logp_BV = jax.nn.log_softmax(logits_BV.astype(jnp.float32) / temperature, axis=-1)
     p_BV = jnp.exp(logp_BV)
-    if top_p < 1:
-        p_BV = jnp.where(nucleus(p_BV, top_p), p_BV, 0.0)
+
+    def cut(p_BV):
+        return jnp.where(nucleus(p_BV, top_p), p_BV, 0.0)
+
+    p_BV = jax.lax.cond(jnp.less(top_p, 1), cut, lambda p_BV: p_BV, p_BV)
     token_B = inverse_cdf(p_BV, uniform_B)
     logp_B = jnp.take_along_axis(logp_BV, token_B[:, None], axis=-1)[:, 0]
-    if top_p < 1:
-        logp_B = logp_B - jnp.log(jnp.sum(p_BV, axis=-1))
-    return token_B, logp_B
+    mass_B = jnp.where(jnp.less(top_p, 1), jnp.sum(p_BV, axis=-1), 1.0)
+    return token_B, logp_B - jnp.log(mass_B)
 
 
-def nucleus(p_BV: Array, top_p: float) -> Array:
+def nucleus(p_BV: Array, top_p: float | Array) -> Array:
     """Boolean mask of the fewest most likely tokens with mass >= top_p, equals together.
 
     The least probability kept is found by bisection over the bit patterns of float32

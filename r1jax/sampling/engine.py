@@ -1,9 +1,10 @@
 """Rollouts: prefill once a prompt, then decode in chunks inside jit; the host only schedules.
 
-Prompts are left-padded, so all rows write the same cache slot. Between chunks the host
-drops finished rows by halving the batch and lengthens the cache by a chunk, so short
-responses do not wait for long ones and attention does not read what is not there yet.
-A handful of shapes is compiled.
+A prompt's keys and values are computed once for its whole group and copied into the slots
+of its rows. All but the prompt's last token, that is: decoding starts by feeding that one, so
+every step is the same, and no logits are kept. Between chunks finished rows make room for
+waiting ones (`schedule.py`). On the device there are the cached keys and values, nothing else:
+the host hands in a few numbers a row with every chunk.
 
 The number that decides a token is a function of (key, prompt id, sample id, position)
 alone: not of the batch, the slot, the chunk length or the device.
@@ -19,23 +20,31 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from r1jax.models.decoder import Cache, Decoder
+from r1jax.models.cache import Cache, layout
+from r1jax.models.decoder import Decoder
 from r1jax.sampling.choose import choose
+from r1jax.sampling.schedule import Entry, Schedule, bucket
 from r1jax.sharding import batch_axis_size, replicated, rows
 from r1jax.types import Array, Rollout
 
 PROMPT_MULTIPLE = 8  # prompts are padded to a multiple of this: fewer shapes to compile
+PREFILL_TOKENS = 1 << 16  # prefilled at a time, at most
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How to sample; `max_tokens` counts the end token, `rows` are decoded at a time."""
+    """How to sample; `max_tokens` counts the end token, `rows` are decoded at a time.
+
+    `cache_mb` bounds the memory of cached keys and values (all devices together; 0: no
+    bound): fewer rows are decoded at a time where more would not fit.
+    """
 
     max_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
     rows: int = 512
     chunk: int = 32
+    cache_mb: int = 0
 
     def __post_init__(self):
         if self.max_tokens < 1 or self.rows < 1 or self.chunk < 1:
@@ -47,16 +56,20 @@ class SamplingConfig:
             raise ValueError(f"temperature={self.temperature} must not be negative")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p} must be in (0, 1]")
+        if self.cache_mb < 0:
+            raise ValueError(f"cache_mb={self.cache_mb} must not be negative")
 
 
-class State(NamedTuple):
-    """What decoding carries from chunk to chunk."""
+class Slots(NamedTuple):
+    """What the host says of the rows in the slots."""
 
-    cache: Cache
-    logits_BV: Array  # of the next token
-    key_B: Array  # a row's key: fold in the position and draw
-    done_B: Array  # the end token is out, or the row is only padding
-    position: Array  # int32 scalar: response tokens so far
+    length_B: Array  # cached tokens
+    token_B: Array  # the next one, to be fed
+    prompt_id_B: Array
+    sample_B: Array
+    position_B: Array  # response tokens so far
+    stop_at_B: Array  # and at most
+    done_B: Array  # bool: nothing to decode
 
 
 class Sampler:
@@ -73,9 +86,19 @@ class Sampler:
     ):
         self.model, self.config, self.mesh = model, config, mesh
         self.stop_ids, self.pad_id = tuple(stop_ids), pad_id
-        self._prefill = jax.jit(self._prefill_fn, static_argnums=(4, 5))
-        self._decode = jax.jit(self._decode_fn, static_argnums=2, donate_argnums=1)
-        self._reshape = jax.jit(self._reshape_fn, static_argnums=2)
+        self._prepare = jax.jit(model.unstacked)
+        self._prefill = jax.jit(model.prefill)
+        self._layout = layout(mesh, model.cache_widths()[0], paged=model.paged)
+        self._decode = jax.jit(
+            self._decode_fn, static_argnums=5, donate_argnums=1, out_shardings=(self._layout, None)
+        )
+        # A layer at a time: one small program for all, and no second copy of the whole cache.
+        self._resize = jax.jit(
+            lambda layer, *how: layer.fit(*how), static_argnums=2, out_shardings=self._layout
+        )
+        self._insert = jax.jit(
+            lambda layer, *what: layer.insert(*what), donate_argnums=0, out_shardings=self._layout
+        )
 
     def __call__(
         self,
@@ -85,35 +108,43 @@ class Sampler:
         *,
         prompt_ids: Sequence[int] | None = None,
         group_size: int = 1,
+        stop_at: Sequence[int] | None = None,
         on_tokens=None,
+        on_done=None,
     ) -> Rollout:
         """Samples `group_size` responses to each prompt (token ids, begin token included).
 
-        `prompt_ids` (default 0, 1, …) name the prompts in the random keys.
-        `on_tokens({row: ids})` is called with the new tokens of every chunk.
+        `prompt_ids` (default 0, 1, …) name the prompts in the random keys. `stop_at` stops
+        rows at given lengths, which the scheduler does not know beforehand. `on_tokens({row:
+        ids})` is called with the new tokens of every chunk, `on_done({row: (ids, truncated)})`
+        with the responses that it finished.
         Raises ValueError for an empty prompt, or one whose response cannot fit the
         model's context.
         """
         self.check(prompts)
-        prompt_ids = range(len(prompts)) if prompt_ids is None else prompt_ids
-        if len(prompt_ids) != len(prompts):
-            raise ValueError(f"{len(prompt_ids)} prompt_ids for {len(prompts)} prompts")
-        width = max(len(p) for p in prompts)
-        width += -width % PROMPT_MULTIPLE
+        c, G = self.config, group_size
+        record = _Record(self, prompts, G, prompt_ids, stop_at)
         pieces = batch_axis_size(self.mesh)
-        at_a_time = max(1, self.config.rows // group_size)
-        at_a_time = min(at_a_time, len(prompts))
-        at_a_time += -at_a_time % pieces
-        parts = []
-        for at in range(0, len(prompts), at_a_time):
-            batch = slice(at, at + at_a_time)
-            parts.append(
-                self._batch(
-                    params, prompts[batch], key, prompt_ids[batch], group_size,
-                    at_a_time, width, on_tokens and partial(_shifted, on_tokens, at * group_size),
-                )
-            )  # fmt: skip
-        return Rollout(*(np.concatenate(x) for x in zip(*parts, strict=True)))
+        width = max(8, max(len(p) for p in prompts) - 1)
+        width += -width % PROMPT_MULTIPLE
+        schedule = Schedule(
+            [Entry(range(i * G, (i + 1) * G), prompt) for i, prompt in enumerate(prompts)],
+            rows=c.rows, pieces=pieces, longest=max(map(len, prompts)) - 1 + c.max_tokens,
+            budget=self._budget(),
+        )  # fmt: skip
+        key = jax.device_put(key, replicated(self.mesh))
+        # Arrays: training and evaluation, at settings of their own, run one program.
+        settings = np.float32([c.temperature, c.top_p]) if c.temperature else None
+        decoding = self._prepare(params)
+        layers = []
+        while plan := schedule.plan(record.left_B, c.chunk, record.tokens_of):
+            self._fit(layers, plan)
+            for batch in _batches(plan.admitted, width, schedule.sizes[-1] // 4, pieces):
+                self._admit(params, layers, batch)
+            slots = jax.device_put(record.slots(schedule), rows(self.mesh))
+            layers, out = self._decode(decoding, layers, slots, key, settings, c.chunk)
+            schedule.advance(*record.book(schedule.row_b, jax.device_get(out), on_tokens, on_done))
+        return record.rollout()
 
     def check(self, prompts: Sequence[Sequence[int]]) -> None:
         """Raises ValueError, before any compilation, where a prompt cannot be sampled from."""
@@ -129,150 +160,187 @@ class Sampler:
                     f"model's context of {context}: shorten it, or lower max_tokens"
                 )
 
-    def _batch(self, params, prompts, key, prompt_ids, G, P, width, on_tokens) -> Rollout:
-        c, B = self.config, len(prompts) * G
-        prompt_PT = np.full((P, width), self.pad_id, np.int32)
-        start_P = np.full(P, width - 1, np.int32)  # a padding prompt is one token long
-        for i, prompt in enumerate(prompts):
-            start_P[i] = width - len(prompt)
-            prompt_PT[i, start_P[i] :] = prompt
-        ids_P = np.zeros(P, np.int32)
-        ids_P[: len(prompts)] = prompt_ids
-        layout = rows(self.mesh)
-        state = self._prefill(
-            params,
-            jax.device_put(prompt_PT, layout),
-            jax.device_put(start_P, layout),
-            (jax.device_put(ids_P, layout), jax.device_put(key, replicated(self.mesh))),
-            G,
-            len(prompts),
-        )
-        tokens_BT = np.full((B, c.max_tokens), self.pad_id, np.int32)
-        logp_BT = np.zeros((B, c.max_tokens), np.float32)
-        length_B = np.zeros(B, np.int32)
-        finished_B = np.zeros(B, bool)
-        owner_b = np.arange(P * G)  # which row a slot of the device batch holds; B or more: none
-        owner_b[B:] = B
-        pieces, floor = batch_axis_size(self.mesh), min(len(owner_b), c.rows // 8)
-        for at in range(0, c.max_tokens, c.chunk):
-            steps = min(c.chunk, c.max_tokens - at)
-            alive_b = np.flatnonzero(owner_b < B)
-            size = len(owner_b)
-            while size % (2 * pieces) == 0 and size // 2 >= max(len(alive_b), floor):
-                size //= 2
-            dead_b = np.flatnonzero(owner_b == B)
-            index_b = np.sort(np.concatenate([alive_b, dead_b[: size - len(alive_b)]]))
-            owner_b = owner_b[index_b]
-            slots = bucket(width + at + steps)
-            state = self._reshape(state, jax.device_put(index_b, layout), slots)
-            state, (token_bt, logp_bt, count_b) = self._decode(params, state, steps)
-            token_bt, logp_bt, count_b, done_b = jax.device_get(
-                (token_bt, logp_bt, count_b, state.done_B)
-            )
-            real = owner_b < B
-            owner = owner_b[real]
-            tokens_BT[owner, at : at + steps] = token_bt[real]
-            logp_BT[owner, at : at + steps] = logp_bt[real]
-            length_B[owner] += count_b[real]
-            finished_B[owner] |= done_b[real]
-            owner_b[done_b] = B
-            if on_tokens is not None:
-                counted = zip(owner, token_bt[real], count_b[real], strict=True)
-                on_tokens({int(row): ids[:n] for row, ids, n in counted if n})
-            if (owner_b == B).all():
-                break
-        repeat = partial(np.repeat, repeats=G, axis=0)
-        n = len(prompts)
-        return Rollout(
-            repeat(prompt_PT[:n]), repeat(width - start_P[:n]), tokens_BT, logp_BT,
-            length_B, ~finished_B,
-        )  # fmt: skip
+    def _budget(self) -> int | None:
+        """Cached tokens that `cache_mb` holds."""
+        if not self.config.cache_mb:
+            return None
+        token = jax.tree.leaves(jax.eval_shape(lambda: self.model.empty_cache(1, 1).layers))
+        return self.config.cache_mb * 2**20 // sum(x.size * x.dtype.itemsize for x in token)
 
-    def _prefill_fn(self, params, prompt_PT, start_P, ids_and_key, G, real) -> State:
-        ids_P, key = ids_and_key
-        P, T = prompt_PT.shape
-        hidden_PTD, cache, _ = self.model.forward(
-            params, prompt_PT, cache=self.model.empty_cache(start_P, T)
-        )
-        logits_PV = self.model.logits(params, hidden_PTD[:, -1])
+    def _empty(self, rows: int, slots: int):
+        return self.model.empty_cache(rows, slots, paged=self.model.paged).layers
 
-        def rows_of(x):
-            return jnp.repeat(x, G, axis=0, total_repeat_length=P * G)
+    def _fit(self, layers: list, plan) -> None:
+        """Gives the cache the plan's slots and window."""
+        like = jax.eval_shape(lambda: self._empty(len(plan.kept_b), plan.window))
+        if not layers:
+            free = partial(jnp.zeros, device=self._layout)
+            layers += jax.tree.map(lambda x: free(x.shape, x.dtype), like)
+        elif jax.tree.leaves(like[0])[0].shape != jax.tree.leaves(layers[0])[0].shape:
+            kept_b = jax.device_put(plan.kept_b.astype(np.int32), rows(self.mesh))
+            for i in range(len(layers)):
+                layers[i] = self._resize(layers[i], kept_b, plan.window)
 
-        cache = Cache(
-            jax.tree.map(rows_of, cache.k), jax.tree.map(rows_of, cache.v),
-            rows_of(cache.start_B), cache.length,
-        )  # fmt: skip
-        key_P = jax.vmap(partial(jax.random.fold_in, key))(ids_P)
-        key_PG = jax.vmap(lambda k: jax.vmap(partial(jax.random.fold_in, k))(jnp.arange(G)))(key_P)
-        key_B = key_PG.reshape((P * G, *key_PG.shape[2:]))
-        done_B = jnp.arange(P * G) >= real * G
-        return State(cache, rows_of(logits_PV), key_B, done_B, jnp.int32(0))
+    def _admit(self, params, layers: list, prompts: "_Prompts") -> None:
+        """Prefills prompts and copies their keys and values into the slots of their rows."""
+        of_prompt = jax.device_put((prompts.tokens_PT, prompts.length_P), rows(self.mesh))
+        of_row = jax.device_put((prompts.slot_R, prompts.source_R), replicated(self.mesh))
+        cache = self._prefill(params, *of_prompt)
+        for i, of_layer in enumerate(cache.layers):
+            layers[i] = self._insert(layers[i], of_layer, *of_row)
 
-    def _reshape_fn(self, state: State, index_b, slots: int) -> State:
-        """Keeps the rows `index_b` and lengthens the cache to `slots`."""
-        k = tuple(
-            jnp.pad(x[index_b], ((0, 0), (0, 0), (0, 0), (0, slots - x.shape[3])))
-            for x in state.cache.k
-        )
-        v = tuple(
-            jnp.pad(x[index_b], ((0, 0), (0, 0), (0, slots - x.shape[2]), (0, 0)))
-            for x in state.cache.v
-        )
-        cache = Cache(k, v, state.cache.start_B[index_b], state.cache.length)
-        return State(
-            cache, state.logits_BV[index_b], state.key_B[index_b], state.done_B[index_b],
-            state.position,
-        )  # fmt: skip
+    def _decode_fn(self, params, layers, slots: Slots, key, settings, steps: int):
+        """Up to `steps` tokens a row: (layers, (tokens_BT, logp_BT, how many, ended)).
 
-    def _decode_fn(self, params, state: State, steps: int):
-        """Up to `steps` tokens a row: (state, (tokens_BT, logp_BT, tokens written a row))."""
-        B = state.done_B.shape[0]
+        `ended` tells the rows that drew a stop token.
+        """
+        B = slots.token_B.shape[0]
+        temperature, top_p = (0.0, 1.0) if settings is None else settings
+
+        def uniforms(prompt_id, sample, position):
+            own = jax.random.fold_in(jax.random.fold_in(key, prompt_id), sample)
+            fold = jax.vmap(lambda at: jax.random.uniform(jax.random.fold_in(own, at)))
+            return fold(position + jnp.arange(steps))
+
+        uniform_BT = jax.vmap(uniforms)(slots.prompt_id_B, slots.sample_B, slots.position_B)
         out = (
             jnp.full((B, steps), self.pad_id, jnp.int32),
             jnp.zeros((B, steps), jnp.float32),
             jnp.zeros((B,), jnp.int32),
+            jnp.zeros((B,), bool),
         )
 
         def going(carry):
-            i, state, _ = carry
-            return (i < steps) & ~jnp.all(state.done_B)
+            i, _, _, done_B, _ = carry
+            return (i < steps) & ~jnp.all(done_B)
 
         def step(carry):
-            i, state, (tokens, logps, count) = carry
-            uniform_B = jax.vmap(
-                lambda key: jax.random.uniform(jax.random.fold_in(key, state.position))
-            )(state.key_B)
+            i, cache, token_B, done_B, (tokens, logps, count_B, ended_B) = carry
+            hidden, cache, _ = self.model.forward(params, token_B[:, None], cache=cache)
             token_B, logp_B = choose(
-                state.logits_BV, uniform_B,
-                temperature=self.config.temperature, top_p=self.config.top_p,
+                self.model.logits(params, hidden[:, 0]),
+                jax.lax.dynamic_index_in_dim(uniform_BT, i, axis=1, keepdims=False),
+                temperature=temperature, top_p=top_p,
             )  # fmt: skip
-            token_B = jnp.where(state.done_B, self.pad_id, token_B)
-            logp_B = jnp.where(state.done_B, 0.0, logp_B)
+            token_B = jnp.where(done_B, self.pad_id, token_B)
+            logp_B = jnp.where(done_B, 0.0, logp_B)
             tokens = jax.lax.dynamic_update_slice(tokens, token_B[:, None], (0, i))
             logps = jax.lax.dynamic_update_slice(logps, logp_B[:, None], (0, i))
-            count = count + ~state.done_B
-            done_B = state.done_B | jnp.isin(token_B, jnp.array(self.stop_ids, jnp.int32))
-            hidden, cache, _ = self.model.forward(params, token_B[:, None], cache=state.cache)
-            logits_BV = self.model.logits(params, hidden[:, 0])
-            state = State(cache, logits_BV, state.key_B, done_B, state.position + 1)
-            return i + 1, state, (tokens, logps, count)
+            ended_B = ended_B | (~done_B & jnp.isin(token_B, jnp.array(self.stop_ids, jnp.int32)))
+            count_B = count_B + ~done_B
+            done_B = done_B | ended_B | (slots.position_B + count_B >= slots.stop_at_B)
+            # A finished row writes into its last slot again and again: nobody reads it, and the
+            # next one may lie outside the window.
+            cache = cache._replace(length_B=cache.length_B - done_B)
+            return i + 1, cache, token_B, done_B, (tokens, logps, count_B, ended_B)
 
-        _, state, out = jax.lax.while_loop(going, step, (jnp.int32(0), state, out))
-        return state, out
+        cache = Cache(tuple(layers), slots.length_B)
+        state = (jnp.int32(0), cache, slots.token_B, slots.done_B, out)
+        _, cache, _, _, out = jax.lax.while_loop(going, step, state)
+        return list(cache.layers), out
 
 
-def bucket(slots: int) -> int:
-    """Cache length for `slots` tokens: as they are up to 256, then four sizes a doubling.
+class _Prompts(NamedTuple):
+    """A batch to prefill, and the slots of its rows."""
 
-    Every length is a program to compile: 32,768 tokens need some 30, and read at most a
-    quarter more than there is.
+    tokens_PT: np.ndarray
+    length_P: np.ndarray
+    slot_R: np.ndarray
+    source_R: np.ndarray
+
+
+def _batches(admitted, width: int, most_rows: int, pieces: int):
+    """Admitted entries as batches to prefill, those of a first prompt's width together.
+
+    All but the last token of each is prefilled.
     """
-    if slots <= 256:
-        return slots
-    step = 1 << (slots - 1).bit_length() - 3
-    return slots + -slots % step
+    by_shape = {}
+    for entry, slots in admitted:
+        n = len(entry.tokens) - 1
+        by_shape.setdefault((width if n <= width else bucket(n), len(slots)), []).append(
+            (entry, slots)
+        )
+    for (T, group), entries in by_shape.items():
+        P = max(1, min(most_rows // group, PREFILL_TOKENS // T))
+        P += -P % pieces
+        for at in range(0, len(entries), P):
+            tokens_PT, length_P = np.zeros((P, T), np.int32), np.zeros(P, np.int32)
+            slot_R = np.full(P * group, -1, np.int32)
+            for i, (entry, slots) in enumerate(entries[at : at + P]):
+                length_P[i] = len(entry.tokens) - 1
+                tokens_PT[i, : length_P[i]] = entry.tokens[:-1]
+                slot_R[i * group : (i + 1) * group] = slots
+            source_R = np.repeat(np.arange(P, dtype=np.int32), group)
+            yield _Prompts(tokens_PT, length_P, slot_R, source_R)
 
 
-def _shifted(on_tokens, first: int, new: dict) -> None:
-    on_tokens({first + row: ids for row, ids in new.items()})
+class _Record:
+    """What is known of every row of a rollout, on the host."""
+
+    def __init__(self, sampler: Sampler, prompts, G: int, prompt_ids, stop_at):
+        most, B = sampler.config.max_tokens, len(prompts) * G
+        prompt_ids = np.arange(len(prompts)) if prompt_ids is None else np.asarray(prompt_ids)
+        if len(prompt_ids) != len(prompts):
+            raise ValueError(f"{len(prompt_ids)} prompt_ids for {len(prompts)} prompts")
+        if stop_at is not None and len(stop_at) != B:
+            raise ValueError(f"{len(stop_at)} lengths to stop at for {B} rows")
+        self.prompts, self.G, self.pad_id = prompts, G, sampler.pad_id
+        self.prompt_id_B = np.repeat(prompt_ids, G).astype(np.int32)
+        self.sample_B = np.tile(np.arange(G, dtype=np.int32), len(prompts))
+        self.stop_at_B = np.minimum(np.full(B, most) if stop_at is None else stop_at, most)
+        self.tokens_BT = np.full((B, most), self.pad_id, np.int32)
+        self.logp_BT = np.zeros((B, most), np.float32)
+        self.length_B = np.zeros(B, np.int32)
+        self.truncated_B = np.ones(B, bool)
+
+    @property
+    def left_B(self) -> np.ndarray:
+        return self.tokens_BT.shape[1] - self.length_B
+
+    def tokens_of(self, row: int) -> list[int]:
+        """Prompt and response so far."""
+        return [*self.prompts[row // self.G], *self.tokens_BT[row, : self.length_B[row]].tolist()]
+
+    def slots(self, schedule: Schedule) -> Slots:
+        row_b = np.maximum(schedule.row_b, 0)
+        position_b = self.length_B[row_b]
+        last_b = np.array([self.prompts[row // self.G][-1] for row in row_b])
+        token_b = np.where(position_b > 0, self.tokens_BT[row_b, position_b - 1], last_b)
+        return Slots(
+            schedule.length_b.astype(np.int32), token_b.astype(np.int32),
+            self.prompt_id_B[row_b], self.sample_B[row_b], position_b.astype(np.int32),
+            self.stop_at_B[row_b].astype(np.int32), schedule.row_b < 0,
+        )  # fmt: skip
+
+    def book(self, row_b, out, on_tokens, on_done) -> tuple[np.ndarray, np.ndarray]:
+        """Takes down a chunk's tokens; (tokens a slot, slots whose row is done)."""
+        tokens_bT, logp_bT, count_b, ended_b = out
+        done_b = np.zeros(len(row_b), bool)
+        new, done = {}, {}
+        for slot in np.flatnonzero(row_b >= 0):
+            row, n = int(row_b[slot]), int(count_b[slot])
+            at = self.length_B[row]
+            self.tokens_BT[row, at : at + n] = tokens_bT[slot, :n]
+            self.logp_BT[row, at : at + n] = logp_bT[slot, :n]
+            self.length_B[row] += n
+            self.truncated_B[row] = not ended_b[slot]
+            done_b[slot] = ended_b[slot] or self.length_B[row] >= self.stop_at_B[row]
+            new[row] = tokens_bT[slot, :n]
+            if done_b[slot]:
+                done[row] = self.tokens_BT[row, : at + n], bool(self.truncated_B[row])
+        for callback, news in ((on_tokens, new), (on_done, done)):
+            if callback is not None and news:
+                callback(news)
+        return count_b, done_b
+
+    def rollout(self) -> Rollout:
+        width = max(len(p) for p in self.prompts)
+        width += -width % PROMPT_MULTIPLE
+        prompt_PT = np.full((len(self.prompts), width), self.pad_id, np.int32)
+        for row, prompt in zip(prompt_PT, self.prompts, strict=True):
+            row[width - len(prompt) :] = prompt
+        length_P = np.array([len(p) for p in self.prompts])
+        return Rollout(
+            np.repeat(prompt_PT, self.G, axis=0), np.repeat(length_P, self.G), self.tokens_BT,
+            self.logp_BT, self.length_B, self.truncated_B,
+        )  # fmt: skip

@@ -27,6 +27,7 @@ class EvaluateConfig:
     temperature: float = 0.6
     top_p: float = 0.95
     rows: int = 512
+    cache_mb: int = 0  # memory for keys and values while decoding (0: whatever `rows` take)
     every: int = 8
 
     def __post_init__(self):
@@ -40,8 +41,9 @@ class EvaluateConfig:
     @property
     def sampling(self) -> SamplingConfig:
         return SamplingConfig(
-            self.max_tokens, temperature=self.temperature, top_p=self.top_p, rows=self.rows
-        )
+            self.max_tokens, temperature=self.temperature, top_p=self.top_p, rows=self.rows,
+            cache_mb=self.cache_mb,
+        )  # fmt: skip
 
 
 class Evaluator:

@@ -11,7 +11,7 @@ update scores at, without top-p, and agrees with the update's forward pass to ro
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -30,11 +30,11 @@ from r1jax.models.lora import LoraConfig
 from r1jax.optim import OPTIMIZERS, warmup
 from r1jax.rewards import check_weights, reflection
 from r1jax.rewards.pool import RewardPool
-from r1jax.rollouts import cut, join, policy_batch
+from r1jax.rollouts import join, packed_shape
 from r1jax.run import Run
 from r1jax.sampling.engine import SamplingConfig
-from r1jax.sharding import check_rows, rows
-from r1jax.types import Counts, PolicyBatch, Rollout
+from r1jax.sharding import batch_axis_size, check_rows
+from r1jax.types import Rollout
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ class GrpoConfig:
 
     `clip_eps` is ε or (low, high). `prompts_per_rollout` questions are answered
     `group_size` times, cut by whole groups into `minibatches`, each used once an epoch;
-    gradients are accumulated over micro-batches of `micro_rows` rows. The reference
+    gradients are accumulated over micro-batches of `micro_rows` packed rows (0: one a piece
+    of the mesh) of `row_tokens` tokens, or what one response may need. The reference
     becomes the policy every `reference_every` steps (0: never). With `dynamic_sampling`
     groups of equal rewards are replaced by further questions' (DAPO), in at most
     `max_sampling_rounds` rounds. With `lora.rank` adapters are trained on top of the
@@ -58,7 +59,8 @@ class GrpoConfig:
     temperature: float = 1.0
     minibatches: int = 1
     epochs: int = 1
-    micro_rows: int = 32
+    micro_rows: int = 0
+    row_tokens: int = 1024
     loss: str = "grpo"
     clip_eps: float | tuple[float, float] = 0.2
     kl_coef: float = 0.001
@@ -78,6 +80,7 @@ class GrpoConfig:
     checkpoint_every: int = 10
     rows: int = 512  # decoded at a time
     chunk: int = 32  # tokens decoded between two looks of the host
+    cache_mb: int = 0  # memory for keys and values while decoding (0: whatever `rows` take)
     lora: LoraConfig = field(default_factory=LoraConfig)
 
     def __post_init__(self):
@@ -85,12 +88,14 @@ class GrpoConfig:
             if (value := getattr(self, name)) not in known:
                 raise ValueError(f"{name}={value!r} is unknown; known: {', '.join(known)}")
         for name in (
-            "steps", "prompts_per_rollout", "minibatches", "epochs", "micro_rows",
+            "steps", "prompts_per_rollout", "minibatches", "epochs", "row_tokens",
             "max_sampling_rounds", "checkpoint_every",
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("kl_coef", "lr", "warmup_steps", "reference_every", "reward_workers"):
+        for name in (
+            "micro_rows", "kl_coef", "lr", "warmup_steps", "reference_every", "reward_workers",
+        ):  # fmt: skip
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative")
         clip_range(self.clip_eps)  # its own checks
@@ -110,8 +115,9 @@ class GrpoConfig:
     @property
     def sampling(self) -> SamplingConfig:
         return SamplingConfig(
-            self.max_tokens, temperature=self.temperature, rows=self.rows, chunk=self.chunk
-        )
+            self.max_tokens, temperature=self.temperature, rows=self.rows, chunk=self.chunk,
+            cache_mb=self.cache_mb,
+        )  # fmt: skip
 
 
 def run(
@@ -204,7 +210,14 @@ class _Loop:
         self.sampler = run.sampler(config.sampling)
         self.prompts = [run.prompt(p["question"]) for p in problems]
         self.sampler.check(self.prompts)
-        self.learner = PolicyLearner(run.model, optimizer, loss, temperature=config.temperature)
+        shape = packed_shape(
+            run.model.kernel, rows=config.micro_rows or batch_axis_size(run.mesh),
+            tokens=config.row_tokens, prompt=max(map(len, self.prompts)),
+            response=config.max_tokens,
+        )  # fmt: skip
+        self.learner = PolicyLearner(
+            run.model, optimizer, loss, temperature=config.temperature, shape=shape, mesh=run.mesh
+        )
         self.state = init_state(run.model, optimizer, run.mesh, params=trainable)
 
     def step(self, state, reference, step: int, position: int, pool: RewardPool):
@@ -216,7 +229,7 @@ class _Loop:
         clock.append(time.perf_counter())
         ref_logp_BT = None
         if reference is not None:
-            ref_logp_BT = self.logprobs(lora.join(self.frozen, reference), rollout)
+            ref_logp_BT = self.learner.logprobs(lora.join(self.frozen, reference), rollout)
         clock.append(time.perf_counter())
         rng, sums = self.run.generator("minibatches", step), {}
         lr = config.lr * warmup(step, config.warmup_steps)
@@ -224,9 +237,9 @@ class _Loop:
         for _ in range(config.epochs):
             for groups in np.split(rng.permutation(len(rows_PG)), config.minibatches):
                 chosen = rows_PG[groups].ravel()
-                batches = list(self.micro_batches(rollout, chosen, adv_B, ref_logp_BT))
-                whole = Counts(np.float32(len(chosen)), np.float32(rollout.length_B[chosen].sum()))
-                state, metrics = self.learner.update(state, self.frozen, batches, whole, lr)
+                state, metrics = self.learner.update(
+                    state, self.frozen, rollout, chosen, adv_B, ref_logp_BT, lr
+                )
                 # Fetching waits for the update: on fake CPU devices a queue of steps with
                 # collectives can deadlock.
                 for name, value in jax.device_get(metrics).items():
@@ -275,13 +288,20 @@ class _Loop:
         config, run = self.config, self.run
         P, G = config.prompts_per_rollout, config.group_size
         chosen = batch_indices(len(self.problems), P, position, run.seed)
+        responses = {}
+
+        def score(done) -> None:
+            """Hands finished responses to the pool, while others are still decoded."""
+            new = {row: run.response(*response) for row, response in done.items()}
+            responses.update(new)
+            pool.begin({row: (self.problems[chosen[row // G]], new[row]) for row in new})
+
         rollout = self.sampler(
             params, [self.prompts[i] for i in chosen], run.key("rollout"),
-            prompt_ids=position * P + np.arange(P), group_size=G,
+            prompt_ids=position * P + np.arange(P), group_size=G, on_done=score,
         )  # fmt: skip
-        responses = run.responses(rollout)
-        problems = [self.problems[i] for i in chosen for _ in range(G)]
-        parts = pool.score_all(problems, responses)
+        scored = pool.finish()
+        parts = [scored[row] for row in range(P * G)]
         total_B = np.array([p["total"] for p in parts], np.float32)
         adv_B = group_relative(total_B, G, normalise_std=config.normalise_std)
         values = {f"reward/{k}": float(np.mean([p[k] for p in parts])) for k in parts[0]}
@@ -290,30 +310,11 @@ class _Loop:
         values |= {
             "rollout/length": float(rollout.length_B.mean()),
             "rollout/truncated": float(rollout.truncated_B.mean()),
-            "rollout/reflections": float(np.mean([reflection.count(r.text) for r in responses])),
+            "rollout/reflections": float(
+                np.mean([reflection.count(r.text) for r in responses.values()])
+            ),
             "rollout/zero_variance": float(1 - adv_B.reshape(P, G).any(axis=1).mean()),
             "rollout/entropy": -float(rollout.logp_BT.sum()) / tokens,
             "rollout/tokens": tokens,
         }
         return rollout, adv_B, values
-
-    def micro_batches(self, rollout: Rollout, rows_b, adv_B, ref_logp_BT) -> Iterator[PolicyBatch]:
-        """Rows of the rollout as micro-batches on the mesh."""
-        for micro_b, R in cut(rollout, rows_b, self.config.micro_rows):
-            batch = policy_batch(rollout, micro_b, R, adv_B, ref_logp_BT)
-            yield jax.device_put(batch, rows(self.run.mesh))
-
-    def logprobs(self, params, rollout: Rollout) -> np.ndarray:
-        """Log-probabilities of the rollout's responses under `params`, 0 on padding."""
-        logp_BT = np.zeros_like(rollout.logp_BT)
-        every_B = np.arange(len(rollout.length_B))
-        none_B = np.zeros(len(every_B), np.float32)
-        pending = [
-            self.learner.logprobs(params, b.tokens_BT, b.start_B, b.mask_BR.shape[1])
-            for b in self.micro_batches(rollout, every_B, none_B, None)
-        ]
-        micro = cut(rollout, every_B, self.config.micro_rows)
-        for (micro_b, R), logp_bR in zip(micro, pending, strict=True):
-            real = micro_b >= 0
-            logp_BT[micro_b[real], :R] = np.asarray(logp_bR)[real]
-        return logp_BT * rollout.mask_BT

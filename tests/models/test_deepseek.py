@@ -23,8 +23,9 @@ from r1jax.models.decoder import parameter_count
 from r1jax.models.deepseek import Deepseek, DeepseekConfig, absorbed, expanded
 from r1jax.models.experts import Router
 from r1jax.models.rope import RopeScaling, frequencies, rope_angles
+from r1jax.rollouts import Shape
 from r1jax.sharding import make_mesh, rows, shardings
-from r1jax.types import Counts, PolicyBatch
+from r1jax.types import Rollout
 
 SMALL = DeepseekConfig(
     vocabulary=32, width=16, layers=3, dense_layers=1, heads=2, query_rank=8, kv_rank=8,
@@ -291,38 +292,91 @@ def test_scores_of_bfloat16_keep_float32():
         assert weight == pytest.approx(1 / (1 + math.exp(-0.5)), rel=2**-8)
 
 
-CUTS = ([4, 1, 4], [1] * 9, [9])
+WAYS = ((5, [1, 3]), (0, [1] * 6), (9, []))  # columns of prompts, and tokens that follow at a time
 
 
-@pytest.mark.parametrize("cut", CUTS, ids=str)
-def test_cache_equals_the_whole_forward_pass(small, cut):
-    check_cache(*small, cut)
+@pytest.mark.parametrize(("prompt", "cut"), WAYS, ids=str)
+def test_cache_equals_the_whole_forward_pass(small, prompt, cut):
+    check_cache(*small, prompt, cut)
 
 
 @pytest.mark.parametrize("name", ["queries_not_compressed_two_shared", "all_sparse_yarn"])
 def test_cache_of_variants(random_params, name):
-    check_cache(*make(random_params, **VARIANTS[name]), CUTS[0])
+    check_cache(*make(random_params, **VARIANTS[name]), *WAYS[0])
 
 
-def check_cache(model, params, cut):
-    """Rows left-padded by 0, 2 and 4 of 9 tokens; free slots hold large numbers."""
-    batch, start = tokens(3, 9), np.array([0, 2, 4], np.int32)
-    cache = filled(model.empty_cache(jnp.asarray(start), 13))
-    parts = []
-    for n, at in zip(cut, np.cumsum([0, *cut]), strict=False):
-        logits, cache = jitted(model)(params, batch[:, at : at + n], cache=cache)
-        parts.append(logits)
-    assert int(cache.length) == 9
-    together = np.concatenate(parts, axis=1)
-    for row, at, logits in zip(batch, start, together, strict=True):
-        close(logits[at:], alone(model, params, row[at:], 9))
+def check_cache(model, params, prompt, cut):
+    """Rows of several lengths: prompts first, right-padded, then each goes on.
+
+    Free slots hold large numbers, and those behind a shorter prompt what padding left there.
+    """
+    batch, length = tokens(3, 9), np.maximum(prompt - np.array([0, 2, 4]), 0)
+    cache, parts = filled(model.empty_cache(3, 13)), [[], [], []]
+    if prompt:
+        given = np.where(np.arange(prompt) < length[:, None], batch[:, :prompt], 7)
+        logits, cache = jitted(model)(params, given, cache=cache)
+        cache = cache._replace(length_B=jnp.asarray(length, jnp.int32))
+        parts = [[row[:n]] for row, n in zip(logits, length, strict=True)]
+    for n in cut:
+        piece = np.stack([row[at : at + n] for row, at in zip(batch, length, strict=True)])
+        logits, cache = jitted(model)(params, piece, cache=cache)
+        for part, row in zip(parts, logits, strict=True):
+            part.append(row)
+        length = length + n
+    assert cache.length_B.tolist() == length.tolist()
+    for row, n, part in zip(batch, length, parts, strict=True):
+        close(np.concatenate(part), alone(model, params, row, 9)[:n])
 
 
 def filled(cache):
-    return cache._replace(
-        k=tuple(jnp.full_like(k, 1e3) for k in cache.k),
-        v=tuple(jnp.full_like(v, 1e3) for v in cache.v),
-    )
+    return jax.tree.map(lambda x: x + 1000, cache)._replace(length_B=cache.length_B)
+
+
+@pytest.mark.parametrize("name", ["plain", "all_sparse_yarn"])
+def test_prefilled_prompts_go_on_in_a_cache(random_params, name):
+    """Prompts of 5, 3, 1 and 0 tokens through the training path, then 4 more tokens each."""
+    model, params = make(random_params, **VARIANTS[name])
+    batch, length = tokens(4, 9), np.array([5, 3, 1, 0], np.int32)
+    prompts = np.where(np.arange(6) < length[:, None], batch[:, :6], 7)
+    kept = jax.jit(model.prefill)(params, prompts, length)
+    # What a cache holds after the same tokens, layer for layer.
+    fed = jitted(model)(params, prompts, cache=model.empty_cache(4, 6))[1]
+    for mine, other in zip(kept.layers, fed.layers, strict=True):
+        assert mine.k.shape == (4, 1, SMALL.rope_dim, 6)
+        assert mine.v.shape == (4, 1, 6, SMALL.kv_rank)
+        for b, n in enumerate(length):
+            close(mine.k[b, :, :, :n], other.k[b, :, :, :n])
+            close(mine.v[b, :, :n], other.v[b, :, :n])
+    row_of, at = np.array([2, 0, 4, 3]), np.zeros(5, np.int32)  # of five
+    at[row_of] = length
+    cache = filled(model.empty_cache(5, 13))
+    layers = [
+        layer.insert(prompt, jnp.asarray(row_of), jnp.arange(4))
+        for layer, prompt in zip(cache.layers, kept.layers, strict=True)
+    ]
+    cache = cache._replace(layers=tuple(layers), length_B=jnp.asarray(at))
+    parts, decoding = [], jax.jit(model.unstacked)(params)
+    for step in range(4):
+        piece = np.zeros((5, 1), np.int32)
+        piece[row_of, 0] = batch[np.arange(4), length + step]
+        logits, cache = jitted(model)(decoding, piece, cache=cache)
+        parts.append(logits[row_of])
+    together = np.concatenate(parts, axis=1)
+    for row, n, logits in zip(batch, length, together, strict=True):
+        close(logits, alone(model, params, row, 9)[n : n + 4])
+
+
+def test_parameters_for_decoding_keep_routers_in_float32(small):
+    _, params = small
+    decoding = Deepseek(dataclasses.replace(SMALL, dtype="bfloat16")).unstacked(params)
+    assert [len(decoding[name]) for name in ("dense_blocks", "blocks")] == [1, 2]
+    for name in ("dense_blocks", "blocks"):
+        for i, block in enumerate(decoding[name]):
+            for path, x in jax.tree_util.tree_leaves_with_path(block):
+                whole = functools.reduce(lambda tree, key: tree[key.key], path, params[name])
+                router = any(key.key == "router" for key in path)
+                assert x.dtype == (jnp.float32 if router else jnp.bfloat16)
+                np.testing.assert_array_equal(x, whole[i].astype(x.dtype))
 
 
 def test_decoding_is_absorbed_and_prompts_are_expanded(small, monkeypatch):
@@ -333,7 +387,7 @@ def test_decoding_is_absorbed_and_prompts_are_expanded(small, monkeypatch):
         monkeypatch.setattr(
             deepseek, name, lambda *a, name=name, form=form: used.append(name) or form(*a)
         )
-    cache = jax.eval_shape(lambda: model.empty_cache(jnp.zeros(2, jnp.int32), 8))
+    cache = jax.eval_shape(lambda: model.empty_cache(2, 8))
     for T, given, wanted in ((1, cache, "absorbed"), (3, cache, "expanded"), (1, None, "expanded")):
         used.clear()
         jax.eval_shape(lambda *a: model.apply(*a[:2], cache=a[2]), params, tokens(2, T), given)
@@ -350,19 +404,23 @@ def test_positions_count_from_a_rows_first_token(random_params, monkeypatch):
     row = tokens(1, 5)
     expected = apply(params, row)[0]
     assert np.abs(apply(params, row, positions_BT=np.arange(5)[None] + 2)[0] - expected).max() > 0.1
-    cache, parts = model.empty_cache(jnp.array([2], jnp.int32), 8), []
-    for piece in np.split(np.pad(row, ((0, 0), (2, 0))), [5, 6], axis=1):
+    # Beside a row that is 2 tokens ahead, one at a time and 3 at once.
+    both = np.concatenate([row, tokens(1, 5, seed=1)])
+    cache, parts = apply(params, both[:, :2], cache=model.empty_cache(2, 8))[1], []
+    cache = cache._replace(length_B=jnp.array([0, 2], jnp.int32))
+    for n, at in ((1, 0), (1, 1), (3, 2)):
+        piece = np.stack([both[0, at : at + n], np.zeros(n, np.int32)])
         logits, cache = apply(params, piece, cache=cache)
         parts.append(logits[0])
-    close(np.concatenate(parts)[2:], expected)
+    close(np.concatenate(parts), expected)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_cache_holds_a_latent_and_a_rotary_key_a_token_and_layer(dtype):
     model = Deepseek(dataclasses.replace(SMALL, dtype=dtype, kv_rank=512, rope_dim=64))
-    cache = jax.eval_shape(lambda: model.empty_cache(jnp.zeros(5, jnp.int32), 11))
-    assert len(cache.k) == len(cache.v) == 3
-    held = sum(x.size * x.dtype.itemsize for x in (*cache.k, *cache.v))
+    cache = jax.eval_shape(lambda: model.empty_cache(5, 11))
+    assert len(cache.layers) == 3
+    held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache.layers))
     # V3's ranks: 512 + 64 = 576 numbers, of 4 or of 2 bytes
     assert held == 5 * 11 * 3 * 576 * (4 if dtype == "float32" else 2)
 
@@ -538,7 +596,7 @@ def test_in_a_bfloat16_model_all_but_routers_is_rounded(small, cached):
                 seen.setdefault(type(context.module).__name__, set()).add(str(leaf.dtype))
         return call(*args, **kwargs)
 
-    cache = model.empty_cache(jnp.zeros(2, jnp.int32), 4) if cached else None
+    cache = model.empty_cache(2, 4) if cached else None
     with nn.intercept_methods(spy):
         jax.eval_shape(lambda p: model.apply(p, tokens(2, 4), cache=cache), params)
     assert seen["Router"] == {"float32"}
@@ -559,7 +617,7 @@ def test_bfloat16_is_near(small):
     rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), params)
     yardstick = error(jitted(model)(rounded, batch))
     assert 1e-4 < yardstick < 0.03
-    cache = half.empty_cache(jnp.zeros(2, jnp.int32), 7)
+    cache = half.empty_cache(2, 7)
     for logits in (jitted(half)(params, batch), jitted(half)(params, batch, cache=cache)[0]):
         assert logits.dtype == jnp.float32
         assert yardstick / 3 < error(logits) < 3 * yardstick
@@ -673,28 +731,34 @@ def test_a_supervised_step_rebalances_by_the_load_of_what_is_not_padding(balance
 
 
 def test_a_policy_update_rebalances_once_by_the_load_of_all_micro_batches(balanced, mesh1):
-    # Two micro-batches of two rows: 3 prompt columns, left-padded, and 4 of responses.
+    # Two packed rows, a micro-batch each: rows 0 and 3 with the prompt that both have, 1 and 2.
     (model, params), batch = balanced, tokens(4, 7)
-    start, length = np.array([0, 1, 2, 0], np.int32), np.array([4, 2, 3, 0])
-    mask = (np.arange(4)[None, :] < length[:, None]).astype(np.float32)
+    batch[3, :3] = batch[0, :3]
+    prompt, length = np.array([3, 2, 1, 3], np.int32), np.array([4, 2, 3, 2], np.int32)
+    prompt_BT, tokens_BT = np.zeros((4, 3), np.int32), np.zeros((4, 4), np.int32)
+    for i, (n, m) in enumerate(zip(prompt, length, strict=True)):
+        prompt_BT[i, 3 - n :], tokens_BT[i, :m] = batch[i, :n], batch[i, n : n + m]
     zeros = np.zeros((4, 4), np.float32)
-    loss = functools.partial(LOSSES["grpo"], clip_eps=0.2, kl_coef=0.1)
-    learner = PolicyLearner(model, optax.identity(), loss, temperature=1.0)
-    whole = Counts(np.float32(4), np.float32(length.sum()))
-    parts = [
-        PolicyBatch(batch[r], start[r], zeros[r], zeros[r], np.ones(2, np.float32), mask[r])
-        for r in (slice(0, 2), slice(2, 4))
-    ]
+    rollout = Rollout(prompt_BT, prompt, tokens_BT, zeros, length, np.zeros(4, bool))
+    learner = PolicyLearner(
+        model, optax.identity(), functools.partial(LOSSES["grpo"], clip_eps=0.2, kl_coef=0.1),
+        temperature=1.0, shape=Shape(1, 32, 2, 4, share=True, by_blocks=True), mesh=mesh1,
+    )  # fmt: skip
+    chosen, adv = np.array([0, 3, 1, 2]), np.ones(4, np.float32)
     with jax.set_mesh(mesh1):
         state = init_state(model, optax.identity(), mesh1, params=params)
-        parts = [jax.device_put(part, rows(mesh1)) for part in parts]
-        state, _ = learner.update(state, {}, parts, whole, 0.0)
-    columns = np.arange(7)[None, :]
-    real = (columns >= start[:, None]) & (columns < 3 + length[:, None])
-    load = loads(model)(params, batch, real.astype(int))
-    assert load.sum() == (3 * 4 - 3 + 9) * 3 * 2
+        state, _ = learner.update(state, {}, rollout, chosen, adv, zeros, 0.0)
+        logp = learner.logprobs(params, rollout)
+    real = (np.arange(7) < (prompt + length)[:, None]).astype(int)
+    logits, load = with_loads(model)(params, batch, real)
+    # The shared prompt is read, and counts, once.
+    load = load - loads(model)(params, batch, (np.arange(7) < [[0], [0], [0], [3]]).astype(int))
+    assert load.sum() == (3 + 4 + 2 + 2 + 2 + 1 + 3) * 3 * 2
     wanted = model.rebalance(params, {"blocks": {"load": load}})
     jax.tree.map(np.testing.assert_array_equal, state.params, wanted)
+    every = np.asarray(jax.nn.log_softmax(logits, axis=-1))
+    for i, (n, m) in enumerate(zip(prompt, length, strict=True)):
+        close(logp[i, :m], [every[i, at - 1, batch[i, at]] for at in range(n, n + m)])
 
 
 # Meshes.
@@ -759,7 +823,7 @@ def test_decoding_on_a_mesh_that_does_not_divide_the_rows(small):
     mesh, batch = make_mesh(**MESHES["expert_tensor_fsdp"]), tokens(3, 4)
     with jax.set_mesh(mesh):
         given = placed(model, params, mesh)
-        cache, parts = filled(model.empty_cache(jnp.zeros(3, jnp.int32), 5)), []
+        cache, parts = filled(model.empty_cache(3, 5)), []
         for piece in np.split(batch, 4, axis=1):
             logits, cache = jax.block_until_ready(jitted(model)(given, piece, cache=cache))
             parts.append(logits)

@@ -181,7 +181,7 @@ def test_adapted_logits_are_those_of_merged_parameters(case):
     # Sums of up to 16 + 3 products, rounded at 2⁻²⁴ of their size each, in some ten maps one
     # after the other: 10 · 19 · 6e-8 = 1e-5 of logits' size, which is 1.
     np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-5)
-    cache = model.empty_cache(jnp.zeros(3, jnp.int32), 7)
+    cache = model.empty_cache(3, 7)
     parts = []
     for piece in np.split(batch, [5, 6], axis=1):
         logits, cache = jitted(model)(joined, piece, cache=cache)

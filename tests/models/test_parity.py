@@ -19,7 +19,6 @@ from r1jax.models.rope import rotate
 
 TOLERANCE = 2e-4  # both sides compute in float32, in another order
 FIXTURES = sorted(p.parent for p in Path(__file__).with_name("fixtures").glob("*/config.json"))
-LEFT_PADDED = slice(0, 3)  # rows of the padded batch that a cache can hold
 
 
 @pytest.fixture(scope="module", params=FIXTURES, ids=lambda folder: folder.name)
@@ -56,13 +55,24 @@ def without_cache(apply, params, reference, name):
     return actual[:, -expected.shape[1] :], expected
 
 
-def decoded(model, params, tokens_BT, start_B):
-    """Logits of 4 columns at once, then of one column at a time, in a cache with room to spare."""
-    cache, parts = model.empty_cache(jnp.asarray(start_B, jnp.int32), 16), []
-    for piece in np.split(tokens_BT, range(4, tokens_BT.shape[1]), axis=1):
-        logits, cache = jitted(model)(params, piece, cache=cache)
-        parts.append(logits)
-    return np.concatenate(parts, axis=1)
+def decoded(model, params, tokens_BT, prompt_B):
+    """Logits of prompts of up to 4 tokens, right-padded, then of one token of every row at a time.
+
+    In a cache with room to spare. The padding is another token.
+    """
+    B, T = tokens_BT.shape
+    rows, at_B = np.arange(B), np.array(prompt_B)
+    prompts = np.where(np.arange(4) < at_B[:, None], tokens_BT[:, :4], 1)
+    out, cache = jitted(model)(params, prompts, cache=model.empty_cache(B, 16))
+    out = np.pad(out, ((0, 0), (0, T - 4), (0, 0)))
+    cache = cache._replace(length_B=jnp.asarray(prompt_B, jnp.int32))
+    while at_B.min() < T:
+        column_B = np.minimum(at_B, T - 1)  # rows that have come to their end wait for others
+        logits, cache = jitted(model)(params, tokens_BT[rows, column_B][:, None], cache=cache)
+        on = at_B < T
+        out[rows[on], at_B[on]] = logits[on, 0]
+        at_B = at_B + 1
+    return out
 
 
 def difference(actual, expected) -> float:
@@ -85,16 +95,19 @@ def test_logits(checkpoint, name):
 
 def test_decoding_from_the_cache(checkpoint):
     model, params, reference = checkpoint
-    logits = decoded(model, params, reference["step_tokens_BT"], [0, 0])
+    logits = decoded(model, params, reference["step_tokens_BT"], [4, 4])
     check_close(logits, reference["step_logits_BTV"])
 
 
 def test_decoding_rows_of_several_lengths(checkpoint):
-    # The first 4 columns hold no token of the row that is padded by 7.
+    # The reference's rows are padded on either side, a cache's begin with their first token.
     model, params, reference = checkpoint
-    real = reference["padded_mask_BT"][LEFT_PADDED] > 0
-    logits = decoded(model, params, reference["padded_tokens_BT"][LEFT_PADDED], real.argmax(axis=1))
-    check_close(logits[real], reference["padded_logits_BTV"][LEFT_PADDED][real])
+    real = reference["padded_mask_BT"] > 0
+    rows = np.zeros_like(reference["padded_tokens_BT"])
+    mine = np.arange(rows.shape[1]) < real.sum(axis=1)[:, None]
+    rows[mine] = reference["padded_tokens_BT"][real]
+    logits = decoded(model, params, rows, [4, 3, 1, 2])
+    check_close(logits[mine], reference["padded_logits_BTV"][real])
 
 
 # Details of the models. Without any of them the tests above would fail, and by a margin.

@@ -155,8 +155,8 @@ CACHED = {
 def test_the_cache_holds_as_much_as_is_known(name):
     model = make_model(PRESETS[name])
     rows, slots = 3, 5
-    cache = jax.eval_shape(lambda: model.empty_cache(jnp.zeros(rows, jnp.int32), slots))
-    arrays = [*cache.k, *cache.v]
+    cache = jax.eval_shape(lambda: model.empty_cache(rows, slots))
+    arrays = jax.tree.leaves(cache.layers)
     assert len(arrays) == 2 * PRESETS[name].layers
     assert sum(math.prod(x.shape) for x in arrays) == CACHED[name] * rows * slots
     assert {x.dtype for x in arrays} == {jnp.dtype("bfloat16")}

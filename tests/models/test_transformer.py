@@ -189,33 +189,105 @@ def test_left_padding_changes_nothing(small):
 
 
 def test_cache_equals_the_whole_forward_pass(variant):
-    check_cache(*variant, cut=[4, 1, 1, 3])
+    check_cache(*variant, prompt=5, cut=[1, 1, 2])
 
 
-@pytest.mark.parametrize("cut", [[1] * 9, [9], [5, 4]], ids=str)
-def test_cache_filled_in_other_ways(small, cut):
-    check_cache(*small, cut=cut)
+@pytest.mark.parametrize(("prompt", "cut"), [(0, [1] * 6), (9, []), (5, [4])], ids=str)
+def test_cache_filled_in_other_ways(small, prompt, cut):
+    check_cache(*small, prompt=prompt, cut=cut)
 
 
-def check_cache(model, params, cut):
-    """Rows left-padded by 0, 2 and 4 of 9 tokens, in a cache with room to spare.
+def check_cache(model, params, prompt, cut):
+    """Rows of several lengths, in a cache with room to spare: prompts first, then each goes on.
 
-    The free slots hold large numbers: nothing may look at them.
+    The free slots hold large numbers, and those behind a shorter prompt what other tokens
+    left there: nothing may look at them.
     """
-    rows, start = tokens(3, 9), np.array([0, 2, 4], np.int32)
-    cache = model.empty_cache(jnp.asarray(start), 13)
-    cache = cache._replace(
-        k=tuple(jnp.full_like(k, 1e3) for k in cache.k),
-        v=tuple(jnp.full_like(v, 1e3) for v in cache.v),
-    )
-    parts = []
-    for n, at in zip(cut, np.cumsum([0, *cut]), strict=False):
-        logits, cache = jitted(model)(params, rows[:, at : at + n], cache=cache)
-        parts.append(logits)
-    assert int(cache.length) == 9
+    rows, length = tokens(3, 9), np.array([prompt, max(prompt - 2, 0), max(prompt - 4, 0)])
+    cache = poisoned(model.empty_cache(3, 13))
+    parts = [np.zeros((3, 0, SMALL.vocabulary))] * 3
+    if prompt:
+        given = np.where(np.arange(prompt) < length[:, None], rows[:, :prompt], 7)
+        logits, cache = jitted(model)(params, given, cache=cache)
+        assert cache.length_B.tolist() == [prompt] * 3
+        cache = cache._replace(length_B=jnp.asarray(length, jnp.int32))
+        parts = [row[:n] for row, n in zip(logits, length, strict=True)]
+    else:
+        parts = [row[0] for row in parts]
+    for n in cut:
+        piece = np.stack([row[at : at + n] for row, at in zip(rows, length, strict=True)])
+        logits, cache = jitted(model)(params, piece, cache=cache)
+        parts = [np.concatenate(both) for both in zip(parts, logits, strict=True)]
+        length = length + n
+        assert cache.length_B.tolist() == length.tolist()
+    for row, n, logits in zip(rows, length, parts, strict=True):
+        close(logits, alone(model, params, row, 9)[:n])
+
+
+def poisoned(cache):
+    return jax.tree.map(lambda x: x + 1000, cache)._replace(length_B=cache.length_B)
+
+
+@pytest.mark.parametrize("name", ["tied", "multi_query"])
+def test_prefilled_prompts_go_on_in_a_cache(random_params, name):
+    """Prompts of 5, 3, 1 and 0 tokens through the training path, then 4 more tokens each.
+
+    As the sampler does it: their keys and values are copied into a cache of other rows and
+    more slots, and parameters are prepared for decoding.
+    """
+    model, params = make(random_params, **VARIANTS[name])
+    rows, length = tokens(4, 9), np.array([5, 3, 1, 0], np.int32)
+    prompts = np.where(np.arange(6) < length[:, None], rows[:, :6], 7)
+    kept = jax.jit(model.prefill)(params, prompts, length)
+    np.testing.assert_array_equal(kept.length_B, length)
+    # What a cache holds after the same tokens.
+    fed = jitted(model)(params, prompts, cache=model.empty_cache(4, 6))[1]
+    for mine, other in zip(kept.layers, fed.layers, strict=True):
+        assert mine.window == 6
+        for b, n in enumerate(length):
+            close(mine.k[b, :, :, :n], other.k[b, :, :, :n])
+            close(mine.v[b, :, :n], other.v[b, :, :n])
+    row_of = np.array([2, 0, 4, 3])  # of five
+    cache = poisoned(model.empty_cache(5, 13))
+    layers = [
+        layer.insert(prompt, jnp.asarray(row_of), jnp.arange(4))
+        for layer, prompt in zip(cache.layers, kept.layers, strict=True)
+    ]
+    at = np.zeros(5, np.int32)
+    at[row_of] = length
+    cache, parts = cache._replace(layers=tuple(layers), length_B=at), []
+    decoding = unstack(model)(params)
+    for step in range(4):
+        piece = np.zeros((5, 1), np.int32)
+        piece[row_of, 0] = rows[np.arange(4), length + step]
+        logits, cache = jitted(model)(decoding, piece, cache=cache)
+        parts.append(logits[row_of])
     together = np.concatenate(parts, axis=1)
-    for row, at, logits in zip(rows, start, together, strict=True):
-        close(logits[at:], alone(model, params, row[at:], 9))
+    for row, n, logits in zip(rows, length, together, strict=True):
+        close(logits, alone(model, params, row, 9)[n : n + 4])
+
+
+@functools.cache
+def unstack(model):
+    return jax.jit(model.unstacked)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_parameters_for_decoding(small, dtype):
+    _, params = small
+    model = Transformer(dataclasses.replace(SMALL, dtype=dtype))
+    decoding = unstack(model)(params)
+    assert len(decoding["blocks"]) == SMALL.layers
+    for i, block in enumerate(decoding["blocks"]):
+        layer = jax.tree.map(lambda p: p[i].astype(dtype), params["blocks"])  # noqa: B023
+        jax.tree.map(np.testing.assert_array_equal, block, layer)
+        assert {x.dtype for x in jax.tree.leaves(block)} == {jnp.dtype(dtype)}
+    rest = [{k: p[k] for k in p if k != "blocks"} for p in (decoding, params)]
+    jax.tree.map(np.testing.assert_array_equal, *rest)
+    # Nothing is rounded that would not be, whichever parameters are given.
+    cache, piece = model.empty_cache(2, 4), tokens(2, 3)
+    one, other = (jitted(model)(p, piece, cache=cache)[0] for p in (params, decoding))
+    np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)
 
 
 @pytest.mark.usefixtures("absolute_positions")
@@ -227,15 +299,23 @@ def test_positions_count_from_a_rows_first_token(small):
     moved = apply(params, row, positions_BT=np.arange(6)[None] + 2)[0]
     assert np.abs(moved - expected).max() > 0.1  # positions are seen
 
-    # Two tokens of padding in front, in one piece and in three.
-    padded, start = np.pad(row, ((0, 0), (2, 0))), jnp.array([2], jnp.int32)
-    logits, _ = apply(params, padded, cache=model.empty_cache(start, 8))
-    close(logits[0, 2:], expected)
-    cache, parts = model.empty_cache(start, 8), []
-    for piece in np.split(padded, [5, 6], axis=1):
+    # Beside a row that is 2 tokens ahead, one at a time and 4 at once.
+    both, length = np.concatenate([row, tokens(1, 6, seed=1)]), np.array([0, 2])
+    cache = apply(params, both[:, :2], cache=model.empty_cache(2, 8))[1]
+    cache, parts = cache._replace(length_B=jnp.asarray(length)), []
+    for n, at in ((1, 0), (1, 1), (4, 2)):
+        piece = np.stack([both[0, at : at + n], np.zeros(n, np.int32)])
         logits, cache = apply(params, piece, cache=cache)
         parts.append(logits[0])
-    close(np.concatenate(parts)[2:], expected)
+    close(np.concatenate(parts), expected)
+    # Prefilled, of a prompt that is padded.
+    prefill, padded = jax.jit(lambda *args: model.prefill(*args)), np.pad(row, ((0, 0), (0, 2)))
+    kept = prefill(params, padded, np.array([5]))
+    cache = kept._replace(length_B=jnp.array([5], jnp.int32))
+    close(apply(params, row[:, 5:], cache=cache)[0][0], expected[5:])
+    # Given ones count as they are.
+    given = apply(params, row, positions_BT=np.arange(6)[None] + 2, cache=model.empty_cache(1, 8))
+    close(given[0][0], moved)
 
 
 def test_remat_has_the_same_gradients(small):
@@ -283,8 +363,8 @@ def test_bfloat16_is_near_and_keeps_float32_where_it_matters(small):
     rows = tokens(2, 7)
     hidden = jax.eval_shape(half.forward, params, rows)[0]
     assert hidden.dtype == jnp.bfloat16
-    cache = half.empty_cache(jnp.zeros(2, jnp.int32), 7)
-    assert {x.dtype for x in (*cache.k, *cache.v)} == {jnp.dtype(jnp.bfloat16)}
+    cache = half.empty_cache(2, 7)
+    assert {x.dtype for x in jax.tree.leaves(cache.layers)} == {jnp.dtype(jnp.bfloat16)}
     expected = jitted(model)(params, rows)
 
     def error(logits):

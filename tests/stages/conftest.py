@@ -71,13 +71,14 @@ def compile_once(monkeypatch):
             PROGRAMS[key] = make()
         return PROGRAMS[key]
 
-    def learner(model, optimizer, loss, *, temperature, make=grpo.PolicyLearner):
+    def learner(model, optimizer, loss, *, make=grpo.PolicyLearner, **rest):
         def new():
-            return make(model, optimizer, loss, temperature=temperature)
+            return make(model, optimizer, loss, **rest)
 
         if not isinstance(loss, functools.partial):  # a test's own
             return new()
-        return shared(new, (model, loss.func, *sorted(loss.keywords.items()), temperature))
+        settings = loss.keywords | rest
+        return shared(new, (model, loss.func, *sorted(settings.items())))
 
     monkeypatch.setattr(grpo, "PolicyLearner", learner)
     for stage in (sft, pretrain):

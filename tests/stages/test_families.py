@@ -65,7 +65,7 @@ def stages_on(folder, mesh, place):
         rows["sft"] = here.metrics
         here = run("grpo")
         config = GrpoConfig(
-            "unused", steps=2, max_tokens=8, prompts_per_rollout=8, group_size=4, micro_rows=16,
+            "unused", steps=2, max_tokens=8, prompts_per_rollout=8, group_size=4, row_tokens=128,
             minibatches=2, chunk=4, rewards={"letters": 1.0}, lr=1e-4, kl_coef=0.1,
         )  # fmt: skip
         params = grpo.run(config, here.run, params, PROBLEMS)

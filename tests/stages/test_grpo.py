@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from r1jax import learner
 from r1jax.data.sources import batch_indices
 from r1jax.losses import LOSSES
 from r1jax.rewards import REWARDS
@@ -28,7 +29,8 @@ def settings(**changes):
     return GrpoConfig(
         **dict(
             problems="unused", steps=1, max_tokens=NEW, prompts_per_rollout=P, group_size=G,
-            micro_rows=8, chunk=4, rewards={"vowels": 1.0}, lr=1e-2, kl_coef=0.1,
+            # Four responses a packed row.
+            micro_rows=2, row_tokens=128, chunk=4, rewards={"vowels": 1.0}, lr=1e-2, kl_coef=0.1,
             checkpoint_every=100,
         )
         | changes
@@ -99,32 +101,38 @@ def test_the_samplers_logprobs_are_the_trainers(train, temperature):
 
 
 def test_the_end_token_is_an_action_and_the_prompt_is_not(train, monkeypatch):
-    batches = []
-    policy_batch = grpo.policy_batch
-    monkeypatch.setattr(
-        grpo, "policy_batch", lambda *a: batches.append((a[1], b := policy_batch(*a))) or b
-    )
+    packings = []
+
+    def spy(*given, pack=learner.pack):
+        packings.extend(pack(*given))
+        return packings
+
+    monkeypatch.setattr(learner, "pack", spy)
     _, here = train(config=settings(kl_coef=0.0))
     ((_, _, rollout),) = here.run.calls
     assert 0 < rollout.truncated_B.sum() < P * G  # both kinds of rows occur
-    seen = set()
-    for rows_b, batch in batches:
-        R = batch.mask_BR.shape[1]
-        for i, row in enumerate(rows_b):
-            trained = batch.tokens_BT[i, -R:][batch.mask_BR[i] > 0]
-            np.testing.assert_array_equal(trained, rollout.tokens_BT[row, : rollout.length_B[row]])
-            assert (trained[-1] == here.run.tokenizer.eos_id) == (not rollout.truncated_B[row])
-            seen.add(int(row))
-    assert seen == set(range(P * G))  # every row once: 16 rows in two micro-batches of 8
-    assert len(batches) == 2
+    seen = []
+    for batch, row_XN in packings:
+        for at in np.ndindex(row_XN.shape):
+            row = row_XN[at]
+            trained = batch.tokens_XT[at[0], batch.at_XNR[at][batch.mask_XNR[at] > 0]]
+            if row >= 0:
+                wanted = rollout.tokens_BT[row, : rollout.length_B[row]]
+                np.testing.assert_array_equal(trained, wanted)
+                assert (trained[-1] == here.run.tokenizer.eos_id) == (not rollout.truncated_B[row])
+                seen.append(row)
+            assert len(trained) == (rollout.length_B[row] if row >= 0 else 0)
+    # Every response once: 16, four a packed row, two of these a micro-batch.
+    assert sorted(seen) == list(range(P * G)) and len(packings) == 2
 
 
 @pytest.mark.parametrize("loss", ["grpo", "dapo"])
 def test_micro_batches_add_up_to_the_batch(train, tiny, loss):
-    # 16 rows: in one piece, and as 6 + 6 + 4 and padding. Adam divides each gradient by its
-    # size, so that rounding of a small one can matter as much as the rate: hence a low one.
-    whole, a = train("whole", config=settings(loss=loss, lr=1e-4, micro_rows=16))
-    parts, b = train("parts", config=settings(loss=loss, lr=1e-4, micro_rows=6))
+    # 16 responses: in one packed row, and four a row as 3 + 1 rows and padding. Adam divides
+    # each gradient by its size, so that rounding of a small one can matter as much as the rate:
+    # hence a low one.
+    whole, a = train("whole", config=settings(loss=loss, lr=1e-4, micro_rows=0, row_tokens=512))
+    parts, b = train("parts", config=settings(loss=loss, lr=1e-4, micro_rows=3))
     assert_same(whole, parts, atol=1e-6)
     assert distance(whole, tiny[1]) > 0.9e-4
     # Adam hides a wrong factor; the gradient's norm, one of the metrics, does not.
@@ -181,7 +189,9 @@ def test_a_fixed_reference_stays_behind(train):
 
 
 def test_without_a_penalty_there_is_no_reference(train, monkeypatch):
-    monkeypatch.setattr(grpo._Loop, "logprobs", lambda *_: pytest.fail("scored a reference"))
+    monkeypatch.setattr(
+        learner.PolicyLearner, "logprobs", lambda *_: pytest.fail("scored a reference")
+    )
     _, here = train(config=settings(kl_coef=0.0))
     assert "loss/kl" not in here.metrics[0]
     assert not (here.checkpoints[1] / "reference").exists()
@@ -227,10 +237,12 @@ def test_every_step_and_every_seed_samples_its_own_noise(train):
 @pytest.fixture
 def half_dull(monkeypatch):
     """Problems a to d are always worth 1; of e to h no two responses are worth the same."""
-    worth = itertools.count()
+    # Counted by question: responses are judged as they are done, in any order.
+    worth = {q: itertools.count() for q in "efgh"}
     monkeypatch.setitem(
-        REWARDS, "half_dull", lambda p, r: 1.0 if p["question"] in "abcd" else float(next(worth))
-    )
+        REWARDS, "half_dull",
+        lambda p, r: float(next(worth[p["question"]])) if p["question"] in worth else 1.0,
+    )  # fmt: skip
     return {"half_dull": 1.0}
 
 
@@ -238,13 +250,13 @@ def half_dull(monkeypatch):
 def learned_from(monkeypatch):
     """First tokens of the prompts, and advantages, of what updates were made of."""
     seen = []
-    policy_batch = grpo.policy_batch
 
-    def spy(rollout, rows_b, R, adv_B, ref):
-        seen.append((rollout.prompt_BT, adv_B))
-        return policy_batch(rollout, rows_b, R, adv_B, ref)
+    def spy(rollout, rows_b, shape, adv_B, ref, pack=learner.pack):
+        in_order = np.sort(rows_b)
+        seen.append((rollout.prompt_BT[in_order], adv_B[in_order]))
+        return pack(rollout, rows_b, shape, adv_B, ref)
 
-    monkeypatch.setattr(grpo, "policy_batch", spy)
+    monkeypatch.setattr(learner, "pack", spy)
     return seen
 
 
@@ -365,6 +377,8 @@ def test_the_learning_rate_warms_up(train):
             "prompts_per_rollout=500 is not divisible by minibatches=16; use 496 or 512",
         ),
         ({"temperature": 0.0}, "temperature=0.0 must be positive to learn from"),
+        ({"micro_rows": -1}, "micro_rows=-1 must not be negative"),
+        ({"row_tokens": 0}, "row_tokens=0 must be at least 1"),
     ],
 )
 def test_settings_that_cannot_be(changes, message):
@@ -377,6 +391,25 @@ def test_a_prompt_that_does_not_fit(train):
     long = [*PROBLEMS, {"id": "9", "question": "a" * 60, "answer": "1"}]
     with pytest.raises(ValueError, match=r"prompt 8 has 62 tokens; with max_tokens=8 that exceeds"):
         train(problems=long)
+
+
+@pytest.mark.parametrize(("micro_rows", "rows"), [(0, 4), (8, 8)])
+def test_packed_rows_are_made_for_the_longest_prompt_and_the_mesh(
+    train, mesh8, monkeypatch, micro_rows, rows
+):
+    class Asked(Exception):
+        pass
+
+    def shape(kernel, **sizes):
+        raise Asked(kernel, sizes)
+
+    monkeypatch.setattr(grpo, "packed_shape", shape)
+    problems = [{"id": "9", "question": "a" * 30, "answer": "1"}, *PROBLEMS]
+    with pytest.raises(Asked) as asked:
+        train(config=settings(micro_rows=micro_rows), problems=problems, mesh=mesh8)
+    # mesh8 cuts rows in four. A begin token, 30 letters, "=".
+    wanted = dict(rows=rows, tokens=128, prompt=32, response=NEW)
+    assert asked.value.args == ("blocks", wanted)
 
 
 def test_rows_that_the_mesh_cannot_cut(train, mesh8):

@@ -44,7 +44,7 @@ def grpo_settings(**changes):
     return GrpoConfig(
         **dict(
             problems="unused", steps=3, max_tokens=8, prompts_per_rollout=4, group_size=4,
-            micro_rows=8, chunk=4, rewards={"vowels": 1.0}, lr=1e-2, kl_coef=0.1,
+            micro_rows=2, row_tokens=128, chunk=4, rewards={"vowels": 1.0}, lr=1e-2, kl_coef=0.1,
             checkpoint_every=2, lora=ADAPTERS,
         )
         | changes
