@@ -15,7 +15,7 @@ def keep_freed_memory() -> bool:
     XLA on CPU allocates the results and temporaries of every call anew. By default large ones
     are mapped and unmapped each time, and the kernel zeroes every page again: a quarter of the
     CPU time of training the miniature. It has to be called before jax starts its threads,
-    each of which would get an arena of its own. Blocks from 32 MB on are still given back
+    each of which would get an arena of its own. Blocks above 32 MB are still given back
     (glibc's limit), until `keep_large_blocks`.
 
     Does nothing without glibc, where an accelerator holds the arrays (a host's large

@@ -172,3 +172,27 @@ def _alive(pid):
     except FileNotFoundError:
         return False
     return state != "Z"  # an orphan may wait for an init that does not collect
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_begun_one_after_the_other(workers):
+    problems, responses = _batch(21)
+    with RewardPool(WEIGHTS, workers) as pool:
+        assert pool.finish() == {}
+        for start in (14, 0, 7):  # in any order, under any numbers
+            part = range(start, start + 7)
+            pool.begin({100 + i: (problems[i], responses[i]) for i in part})
+        expected = _expected(problems, responses)
+        assert pool.finish() == {100 + i: parts for i, parts in enumerate(expected)}
+        assert pool.finish() == {}  # each time those begun since
+
+
+def test_a_worker_dies_over_what_was_begun():
+    problems, responses = _batch(4)
+    with RewardPool(WEIGHTS, 2) as pool:
+        pool.begin({0: (problems[0], responses[0]), 1: (KILLER, responses[1])})
+        pool.begin({2: (problems[2], responses[2]), 3: (problems[3], responses[3])})
+        expected = _expected(problems, responses)
+        assert pool.finish() == {
+            0: expected[0], 1: failed(WEIGHTS), 2: expected[2], 3: expected[3]
+        }  # fmt: skip

@@ -359,7 +359,7 @@ def rows_of(rollout, rows):
     return type(rollout)(*(x[rows] for x in rollout))
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(6))
 def test_same_seed_same_tokens(tiny, mesh1, mesh8, every_row, chunks, monkeypatch, seed):
     """Whatever the slots, chunks, windows, memory, devices, order and company of prompts.
 
@@ -368,7 +368,13 @@ def test_same_seed_same_tokens(tiny, mesh1, mesh8, every_row, chunks, monkeypatc
     """
     rng = np.random.default_rng(seed)
     mesh, pieces = (mesh8, 4) if seed % 4 == 3 else (mesh1, 1)
-    bucket = windows_of(monkeypatch, (16, 64)[seed % 4 == 0])
+    bucket, sizes = windows_of(monkeypatch, (16, 64)[seed % 4 == 0]), schedule.sizes
+
+    def few(*given):  # as each is a program
+        every = sizes(*given)
+        return [n for n in every if n in (every[0], 4, 16, every[-1])]
+
+    monkeypatch.setattr(schedule, "sizes", few)
     ids = rng.permutation(len(LONG_PROMPTS))[: rng.integers(3, len(LONG_PROMPTS) + 1)]
     prompts, group = [LONG_PROMPTS[i] for i in ids], int(rng.integers(2, GROUP + 1))
     budget = None
