@@ -6,7 +6,7 @@ import sys
 def main() -> int:
     """Sets the process up, then runs the command line (`cli.main`, without side effects)."""
     from r1jax.cli import main as command
-    from r1jax.memory import keep_freed_memory
+    from r1jax.process import keep_freed_memory
 
     keep_freed_memory()
     return command()

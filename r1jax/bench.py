@@ -24,10 +24,10 @@ from r1jax.advantages import group_relative
 from r1jax.learner import PolicyLearner, init_state
 from r1jax.logprobs import head_logprobs
 from r1jax.losses import grpo_loss
-from r1jax.memory import keep_large_blocks
 from r1jax.models.decoder import parameter_count
 from r1jax.models.transformer import Transformer, TransformerConfig
 from r1jax.optim import adamw
+from r1jax.process import keep_large_blocks
 from r1jax.rollouts import packed_shape
 from r1jax.sampling.engine import Sampler, SamplingConfig
 from r1jax.sharding import batch_axis_size, make_mesh

@@ -32,12 +32,12 @@ from r1jax.data.tokenizers import (
     open_tokenizer,
     train_sentencepiece,
 )
-from r1jax.memory import keep_large_blocks
 from r1jax.models import load_params, lora, make_model
 from r1jax.models.decoder import parameter_count
 from r1jax.models.families import CONFIGS, FREE, Config
 from r1jax.models.huggingface import is_folder
 from r1jax.models.presets import PRESETS
+from r1jax.process import keep_large_blocks, one_thread
 from r1jax.run import Run
 from r1jax.sharding import make_mesh
 from r1jax.stages import evaluate, grpo, pretrain, sft
@@ -207,15 +207,17 @@ def execute(
 ) -> None:
     """Runs what is left to do of an experiment. Everything is read and checked first."""
     data = {stage.name: _load(stage) for stage in experiment.stages}
-    mesh = make_mesh(**dataclasses.asdict(experiment.mesh))
     benchmarks = {}
     if experiment.evaluate:
         benchmarks = {benchmark_name(s): load_problems(s) for s in experiment.evaluate.benchmarks}
     tokenizer = make_tokenizer(experiment.tokenizer, workdir, experiment.seed)
     model = make_model(model_config(experiment.model, vocabulary=padded_vocabulary(tokenizer)))
     check_vocabulary(tokenizer, model.config, "config.tokenizer")
-    count = parameter_count(jax.eval_shape(model.init, jax.random.key(0)))
-    keep_large_blocks(4 * count)
+    key = jax.eval_shape(lambda: jax.random.key(0))  # abstract: jax's threads do not start yet
+    weights = parameter_count(jax.eval_shape(model.init, key))
+    keep_large_blocks(4 * weights)
+    one_thread(weights)
+    mesh = make_mesh(**dataclasses.asdict(experiment.mesh))
     template = make_template(experiment.template, tokenizer, experiment.chat)
     manifest = Manifest(workdir / "manifest.json", experiment)
 

@@ -19,7 +19,7 @@ LAYERS = {
     "machinery": (
         "r1jax.models", "r1jax.sampling", "r1jax.data", "r1jax.sharding", "r1jax.optim",
         "r1jax.learner", "r1jax.rollouts", "r1jax.checkpoints", "r1jax.writers", "r1jax.plots",
-        "r1jax.run", "r1jax.memory",
+        "r1jax.run", "r1jax.process",
     ),
     "stages": ("r1jax.stages",),
     "top": (

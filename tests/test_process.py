@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from r1jax import process
+
 ROOT = Path(__file__).parents[1]
 
 COUNT = """
 import json, resource, sys
-from r1jax import memory
-kept = memory.keep_freed_memory()
-large = memory.keep_large_blocks(int(sys.argv[1]))
+from r1jax import process
+kept = process.keep_freed_memory()
+large = process.keep_large_blocks(int(sys.argv[1]))
 import jax, jax.numpy as jnp
 product = jax.jit(lambda x: (x[:, None] * x[None, :]).reshape(-1) + 1)
 x = jnp.ones(int(sys.argv[2]))
@@ -47,3 +49,27 @@ def test_large_results_of_a_small_model_reuse_memory():
     # The user's own setting stands.
     kept, large, faults = pages(1 << 20, 4096, MALLOC_ARENA_MAX="8")
     assert not kept and not large and faults >= 16_384
+
+
+@pytest.mark.parametrize(
+    ("weights", "env", "expected"),
+    [
+        (173_888, {}, (True, "1")),
+        (1_000_000, {}, (False, None)),
+        (173_888, {"NPROC": "3"}, (False, "3")),  # the user's own stands
+        # As many devices wait for each other: with one thread they would do so for ever.
+        (173_888, {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}, (False, None)),
+    ],
+)
+def test_threads_of_a_small_model(monkeypatch, weights, env, expected):
+    for name in ("NPROC", "XLA_FLAGS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    before = dict(os.environ)
+    try:
+        assert (process.one_thread(weights), os.environ.get("NPROC")) == expected
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

@@ -1,4 +1,4 @@
-"""Keeping freed memory in the process, for programs on CPUs."""
+"""What a process sets up before jax starts, for programs on CPUs: memory and threads."""
 
 import ctypes
 import glob
@@ -22,8 +22,7 @@ def keep_freed_memory() -> bool:
     buffers are then few, and better given back), and where the user has set malloc up.
     """
     own = any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ)
-    accelerator = glob.glob("/dev/nvidia[0-9]*") or glob.glob("/dev/accel*")
-    if own or (accelerator and os.environ.get("JAX_PLATFORMS") != "cpu"):
+    if own or not on_cpu():
         return False
     one_arena = _set(M_ARENA_MAX, 1)  # or every thread keeps memory of its own
     _set(M_MMAP_THRESHOLD, 32 << 20)
@@ -41,6 +40,27 @@ def keep_large_blocks(parameter_bytes: int) -> bool:
     weights a training step peaked at 3.5 GB instead of 2.3: larger models go without.
     """
     return _state["kept"] and parameter_bytes < 64 << 20 and _set(M_MMAP_MAX, 0)
+
+
+def one_thread(weights: int) -> bool:
+    """Lets XLA work with one thread where the model has so few weights; whether it does.
+
+    Shared among two threads, operations as small as the miniature's (0.17 M weights) take as
+    long, and half as much CPU time again: the threads spin while they wait for each other.
+    Does nothing on accelerators, with several fake devices (which need threads), and where
+    the user has set NPROC, the variable that XLA reads.
+    """
+    several = "device_count" in os.environ.get("XLA_FLAGS", "")
+    if weights >= 1_000_000 or several or "NPROC" in os.environ or not on_cpu():
+        return False
+    os.environ["NPROC"] = "1"
+    return True
+
+
+def on_cpu() -> bool:
+    """Whether jax will find no accelerator, as far as the device files tell."""
+    accelerator = glob.glob("/dev/nvidia[0-9]*") or glob.glob("/dev/accel*")
+    return not accelerator or os.environ.get("JAX_PLATFORMS") == "cpu"
 
 
 _state = {"kept": False}
