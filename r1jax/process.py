@@ -39,7 +39,7 @@ def keep_large_blocks(parameter_bytes: int) -> bool:
     as fast without mapping. But large blocks of changing sizes leave holes. With 180 MB of
     weights a training step peaked at 3.5 GB instead of 2.3: larger models go without.
     """
-    return _state["kept"] and parameter_bytes < 64 << 20 and _set(M_MMAP_MAX, 0)
+    return _state["kept"] and parameter_bytes < 8 << 20 and _set(M_MMAP_MAX, 0)
 
 
 def one_thread(weights: int) -> bool:

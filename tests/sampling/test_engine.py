@@ -334,6 +334,17 @@ def test_groups_that_do_not_divide_on_the_mesh(tiny, mesh1, mesh8, chunks):
     assert agree(tiny, expected, rollout, uniforms(range(4), 3, NEW)) <= 1
 
 
+def test_each_shape_is_compiled_once(tiny, mesh8, chunks):
+    # The cache keeps its layout over devices: another one would be another program.
+    model, params = tiny
+    config = SamplingConfig(NEW, chunk=4, rows=8)
+    mine = Sampler(model, config, stop_ids=[EOS], pad_id=PAD, mesh=mesh8)
+    with jax.set_mesh(mesh8):
+        mine(params, PROMPTS[:4], jax.random.key(KEY), group_size=3)
+    shapes = {(c.slots, c.window) for c in chunks}
+    assert shapes == {(8, 64), (4, 64)} and mine._decode._cache_size() == 2
+
+
 # Any schedule.
 
 LONG_PROMPTS = [[1, *np.random.default_rng(n).integers(3, 32, n - 1)] for n in (1, 3, 40, 9, 24, 2)]
