@@ -66,13 +66,15 @@ def pack(
     """
     bins = _bins(rollout, rows_b, shape)
     bins += [[]] * (-len(bins) % shape.rows)
-    count = 0
+    laid_out = (_lay_out(rollout, members, shape) for members in bins)
     if shape.by_blocks:  # as many pairs in all rows, in steps: every number is a program to compile
-        step = shape.tokens // blocks.BLOCK
-        most = max(len(_lay_out(rollout, members, shape)["pairs"]) for members in bins)
-        count = -(-most // step) * step
-    for at in range(0, len(bins), shape.rows):
-        packed = [_lay_out(rollout, b, shape, count) for b in bins[at : at + shape.rows]]
+        laid_out, step = list(laid_out), shape.tokens // blocks.BLOCK
+        count = -(-max(len(row["pairs"]) for row in laid_out) // step) * step
+        for row in laid_out:
+            row["pairs"] = blocks.filled(row["pairs"], count, step)
+    laid_out = iter(laid_out)
+    for _ in range(0, len(bins), shape.rows):
+        packed = [next(laid_out) for _ in range(shape.rows)]
         part = {k: np.stack([row[k] for row in packed]) for k in packed[0]}
         row_XN, at_XNR = part["row"], part["at"]
         real_XN = row_XN >= 0
@@ -122,10 +124,8 @@ def _bins(rollout: Rollout, rows_b, shape: Shape) -> list[list[int]]:
     return bins
 
 
-def _lay_out(
-    rollout: Rollout, members: list[int], shape: Shape, pairs: int = 0
-) -> dict[str, np.ndarray]:
-    """One packed row; with so many pairs of blocks, if it takes no more."""
+def _lay_out(rollout: Rollout, members: list[int], shape: Shape) -> dict[str, np.ndarray]:
+    """One packed row."""
     T, N, R = shape.tokens, shape.responses, shape.longest
     tokens, positions, segments, prefix, before = (np.zeros(T, np.int32) for _ in range(5))
     at_NR, row_N = np.zeros((N, R), np.int32), np.full(N, -1, np.int32)
@@ -155,5 +155,5 @@ def _lay_out(
         "before": np.maximum(before, 0), "at": at_NR, "row": row_N,
     }  # fmt: skip
     if shape.by_blocks:
-        out["pairs"] = blocks.pairs(segments, prefix, pairs)
+        out["pairs"] = blocks.pairs(segments, prefix)
     return out

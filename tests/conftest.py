@@ -5,8 +5,11 @@ tests start have them too.
 """
 
 import importlib.metadata
+import json
 import os
 import pathlib
+import subprocess
+import sys
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -123,6 +126,31 @@ def tiny(random_params):
         )
     )
     return model, random_params(model)
+
+
+@pytest.fixture(scope="session")
+def compile_for_tpu():
+    """Runs code that compiles for TPUs in a process without this one's settings.
+
+    A function (code, argument): what the code prints last, as JSON. Skips without libtpu.
+    """
+    try:
+        importlib.metadata.version("libtpu")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("libtpu is not installed (pip install libtpu): it compiles for TPUs")
+    root = INI.parents[1]
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
+    env |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "PYTHONPATH": str(root)}
+
+    def run(code, argument):
+        done = subprocess.run(
+            [sys.executable, "-c", code, argument],
+            cwd=root, env=env, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -1,15 +1,6 @@
 """Rollout and update at Qwen2.5-1.5B's shape, compiled for TPUs that are not here."""
 
-import importlib.metadata
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
-
-ROOT = Path(__file__).parents[1]
 
 COMPILE = """
 import json, sys
@@ -94,20 +85,9 @@ print(json.dumps(out))
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("topology", "gigabytes"), [("v5e:2x2", 16), ("v5p:2x2x1", 95)])
-def test_rollout_and_update_compile_for_tpus(topology, gigabytes):
+def test_rollout_and_update_compile_for_tpus(compile_for_tpu, topology, gigabytes):
     """On four chips, rows and weights in 2, heads in 2: the kernels are in, and it fits."""
-    try:
-        importlib.metadata.version("libtpu")
-    except importlib.metadata.PackageNotFoundError:
-        pytest.skip("libtpu is not installed (pip install libtpu): it compiles for TPUs")
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
-    env |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILE, topology],
-        cwd=ROOT, env=env, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    out = json.loads(done.stdout.splitlines()[-1])
+    out = compile_for_tpu(COMPILE, topology)
     assert out["paged"] and not out["share"]
     # Layers share the code of a kernel. Training has it forward (again where it is
     # rematerialised), and for the gradients of keys and values, and of queries.

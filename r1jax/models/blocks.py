@@ -134,8 +134,8 @@ def _scores(q_NKqh, k_NKhb, see):
     return jnp.where(see_nbb[:, None, None], scores, NEGATIVE).reshape(-1, K, q, BLOCK)
 
 
-def pairs(segment_T: np.ndarray, prefix_T: np.ndarray, least: int = 0) -> np.ndarray:
-    """The pairs [n, 2] of a packed row, on the host; filled up with padding to `least`."""
+def pairs(segment_T: np.ndarray, prefix_T: np.ndarray) -> np.ndarray:
+    """The pairs [n, 2] of a packed row, on the host."""
     first, last, out = {}, {}, []  # block of a segment's first token, and of its last
     blocks = [set(np.unique(ids).tolist()) for ids in segment_T.reshape(-1, BLOCK)]
     before = [set(np.unique(ids).tolist()) for ids in prefix_T.reshape(-1, BLOCK)]
@@ -148,5 +148,10 @@ def pairs(segment_T: np.ndarray, prefix_T: np.ndarray, least: int = 0) -> np.nda
         for segment in (segments | before[block]) - {0}:
             seen.update(range(first[segment], min(last[segment], block) + 1))
         out += [(block, other) for other in sorted(seen)]
-    out += [(len(blocks), 0)] * (least - len(out))
     return np.array(out, np.int32)
+
+
+def filled(pairs_n2: np.ndarray, least: int, blocks: int) -> np.ndarray:
+    """The pairs of a row of so many blocks, and padding up to `least`."""
+    padding = np.array([[blocks, 0]] * max(0, least - len(pairs_n2)), np.int32).reshape(-1, 2)
+    return np.concatenate([pairs_n2, padding])

@@ -9,7 +9,8 @@ program to compile).
 Where slots × window would exceed the memory there is, rows are *parked*: they leave their
 slot and wait again, to go on from the tokens they have, which are prefilled like a prompt.
 Of rows of unlike age the oldest are parked first while younger ones wait, so that long
-responses end up together and no short one pays for their window.
+responses end up together. Without need of memory nothing is parked: short rows that decode
+beside a long one are then read to its window.
 """
 
 from collections import deque

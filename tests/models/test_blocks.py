@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax.models.blocks import BLOCK, Blocks, causal, pairs
+from r1jax.models.blocks import BLOCK, Blocks, causal, filled, pairs
 from r1jax.models.layers import attend
 from r1jax.sharding import rows
 
@@ -36,8 +36,8 @@ SHAPES = {  # H, K, width of keys, of values
 
 def laid_out(parts):
     """(segments, prefix) of a row."""
-    filled = [*parts, (0, 0, T - sum(n for *_, n in parts))]
-    return tuple(np.repeat([p[i] for p in filled], [p[2] for p in filled]) for i in (0, 1))
+    whole = [*parts, (0, 0, T - sum(n for *_, n in parts))]
+    return tuple(np.repeat([p[i] for p in whole], [p[2] for p in whole]) for i in (0, 1))
 
 
 SEGMENTS, PREFIX = (np.stack(x) for x in zip(*map(laid_out, ROWS.values()), strict=True))
@@ -54,7 +54,7 @@ def listed(segments_BT=SEGMENTS, prefix_BT=PREFIX):
     """The rows' pairs, [B, n, 2]: as many for each as the longest list, and three more."""
     each = [pairs(*row) for row in zip(segments_BT, prefix_BT, strict=True)]
     most = max(map(len, each)) + 3
-    return np.stack([pairs(*row, most) for row in zip(segments_BT, prefix_BT, strict=True)])
+    return np.stack([filled(row, most, segments_BT.shape[1] // BLOCK) for row in each])
 
 
 def inputs(shape, dtype=jnp.float32):
@@ -254,7 +254,8 @@ def test_pairs_are_filled_up_to_a_number():
     row = laid_out(ROWS["responses to one prompt"])
     real = brute_force(*row)
     N = T // BLOCK
-    filled = pairs(*row, len(real) + 4)
-    assert filled.dtype == np.int32 and filled.tolist() == real + [[N, 0]] * 4
-    assert (np.diff(filled[:, 0]) >= 0).all()  # the sums over a query's pairs take this as given
-    assert pairs(*row, len(real) - 4).tolist() == real  # no fewer than there are
+    padded = filled(pairs(*row), len(real) + 4, len(row[0]) // BLOCK)
+    assert padded.dtype == np.int32 and padded.tolist() == real + [[N, 0]] * 4
+    assert (np.diff(padded[:, 0]) >= 0).all()  # the sums over a query's pairs take this as given
+    fewer = filled(pairs(*row), len(real) - 4, len(row[0]) // BLOCK)
+    assert fewer.tolist() == real  # no fewer than there are

@@ -1,12 +1,6 @@
 """Kernels of platforms against the plain path: interpreted, by stand-ins, or compiled for TPUs."""
 
 import contextlib
-import importlib.metadata
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +10,6 @@ import pytest
 from r1jax.models import kernels
 from r1jax.models.kernels import cudnn, pages_of, ragged_decode, splash, write_page
 from r1jax.models.layers import attend
-
-ROOT = Path(__file__).parents[2]
 
 # Lengths of a row's segments; what is left of its T tokens is padding, wherever a 0 stands.
 PACKINGS = {
@@ -337,20 +329,9 @@ print(json.dumps(dict(
 
 
 @pytest.fixture(scope="module", params=["v5e:2x2", "v5p:2x2x1"])
-def on_tpu(request):
+def on_tpu(request, compile_for_tpu):
     """What Qwen2.5-1.5B's attention compiles to on four chips: rows in 2, heads in 2."""
-    try:
-        importlib.metadata.version("libtpu")
-    except importlib.metadata.PackageNotFoundError:
-        pytest.skip("libtpu is not installed (pip install libtpu): it compiles for TPUs")
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
-    env |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILE, request.param],
-        cwd=ROOT, env=env, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return compile_for_tpu(COMPILE, request.param)
 
 
 @pytest.mark.slow
