@@ -3,10 +3,13 @@
 A problem is a plain dict that JSON can hold:
     id        unique in its source
     question  what the model is asked
-    answer    bare text; for code the empty string
+    answer    bare text; for code the empty string, for open requests a reference or that
     grader    'math' (also when absent), 'choice' (the answer is a letter from A to J, the
-              question lists the options) or 'code'
+              question lists the options), 'code', or 'open' (no one answer is right)
     language, tests, limits   what the judge of code needs (`rewards.code`)
+    checks    demands on the final answer that a program can verify (`rewards.checks`); all met
+              is what solves an open request
+    avoid     words that may stand nowhere in the response
     reply_in  a language of `rewards.language`, where it is not the question's
     source    the name of the format it was read by
 A bad row stops the loading with a message that names the file, the line, the field and the
@@ -30,6 +33,7 @@ import numpy as np
 from r1jax.data.benchmarks import FORMATS, GSM8K_MARK, after_mark
 from r1jax.data.rows import Row, file_rows, kind, present, text, tfds_rows
 from r1jax.data.tasks import TASKS
+from r1jax.rewards.checks import check_fields
 from r1jax.rewards.graders import GRADERS, grader_of
 from r1jax.rewards.language import LANGUAGES
 
@@ -45,10 +49,15 @@ Problem = dict[str, Any]
 BENCHMARKS: dict[str, str] = {
     "mini_aime": "mini_aime_test.jsonl",
     "mini_aime_dev": "mini_aime_dev.jsonl",
+    "mini_world": "mini_world_test.jsonl",
+    "mini_world_dev": "mini_world_dev.jsonl",
+    "mini_general": "mini_general_test.jsonl",
+    "mini_general_dev": "mini_general_dev.jsonl",
 }
 
 _QUESTION = ("question", "problem")
 _ANSWER = ("answer", "final_answer")
+_DEMANDS = ("checks", "avoid")
 _SHOWN = 5  # unreadable answers in a message
 
 
@@ -89,9 +98,10 @@ def load_problems(source: str, *, limit: int | None = None) -> list[Problem]:
 
     Without a NAME, the question is the field `question` or `problem`. The answer is `answer`
     or `final_answer`, a string or an integer; where it holds `####` (GSM8K) what follows the
-    last one, without commas. The fields `grader`, `language`, `tests`, `limits`, `reply_in`
-    and `source` are taken over. The id is the field `id` if there is one (after `NAME/`, where
-    a format has a NAME), otherwise the name of the source and the number of the line.
+    last one, without commas; open requests need none. The fields `grader`, `language`, `tests`,
+    `limits`, `checks`, `avoid`, `reply_in` and `source` are taken over. The id is the field `id`
+    if there is one (after `NAME/`, where a format has a NAME), otherwise the name of the source
+    and the number of the line.
 
     Raises:
       ValueError: the source or a row cannot be used; says which, where and what to do. Answers
@@ -354,11 +364,14 @@ def _problem(where: str, fields: Mapping[str, Any]) -> Problem:
         problem["tests"] = fields[present(where, fields, ["tests"])]
         if fields.get("limits") is not None:
             problem["limits"] = fields["limits"]
+    elif grader == "open":
+        problem |= {"answer": _reference(where, fields), "grader": grader}
     else:
         answer = text(where, fields, present(where, fields, _ANSWER), integer=True)
         problem["answer"] = after_mark(answer) if GSM8K_MARK in answer else answer
         if "grader" in fields:
             problem["grader"] = grader
+    problem |= _demands(where, fields)
     if (reply_in := fields.get("reply_in")) is not None:
         if not isinstance(reply_in, str) or reply_in not in LANGUAGES:
             raise ValueError(
@@ -369,6 +382,22 @@ def _problem(where: str, fields: Mapping[str, Any]) -> Problem:
     if isinstance(fields.get("source"), str):
         problem["source"] = fields["source"]
     return problem | ({"id": fields["id"]} if "id" in fields else {})
+
+
+def _demands(where: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that say what a response is to do or to avoid, where there are any."""
+    demands = {name: fields[name] for name in _DEMANDS if fields.get(name) is not None}
+    try:
+        check_fields(demands)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    return demands
+
+
+def _reference(where: str, fields: Mapping[str, Any]) -> str:
+    """What an open request's answer is compared with by a judge; it may have none."""
+    name = next((name for name in _ANSWER if fields.get(name) not in (None, "")), None)
+    return text(where, fields, name, integer=True) if name else ""
 
 
 def _identified(where: str, name: str, fallback: str, problem: Problem) -> Problem:
@@ -384,7 +413,7 @@ def _identified(where: str, name: str, fallback: str, problem: Problem) -> Probl
 
 def _gold_field(fields: Mapping[str, Any]) -> str:
     """The field that a row in the project's own fields is graded by."""
-    names = ("tests",) if fields.get("grader") == "code" else _ANSWER
+    names = {"code": ("tests",), "open": _QUESTION}.get(fields.get("grader"), _ANSWER)
     return next(name for name in names if name in fields)
 
 

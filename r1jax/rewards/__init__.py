@@ -13,7 +13,8 @@ from math import isfinite  # not `import math`: that name is the module beside t
 from numbers import Real
 from typing import Any
 
-from r1jax.rewards import length
+from r1jax.rewards import filters, length, sections
+from r1jax.rewards.checks import occurrences, share_met
 from r1jax.rewards.format import format_reward
 from r1jax.rewards.graders import grader_of, share_passed
 from r1jax.rewards.hints import hint
@@ -90,6 +91,33 @@ def well_formed(problem: Problem, response: Response) -> float:
     return format_reward(response.text, think_opened=response.think_opened)
 
 
+def readable(problem: Problem, response: Response) -> float:
+    """1.0 when a person can read it: well-formed, in one language, with a summary; else 0.0.
+
+    That is: reasoning and answer in their tags, no filter of `rewards.filters` rejects it, and
+    the final section has words, at least half of them in the language of the question
+    (`problem['reply_in']`).
+    """
+    text, question = whole_text(response), problem["question"]
+    target, final = problem.get("reply_in") or language_of(question), sections.final(text)
+    if not well_formed(problem, response) or final is None:
+        return 0.0
+    if filters.rejections(question, [text], reply_in=target)[0] is not None:
+        return 0.0
+    return float(consistency(final, target) >= 0.5)
+
+
+def helpful(problem: Problem, response: Response) -> float:
+    """Share of the problem's `checks` that the final section meets; 0.0 without either."""
+    return share_met(problem.get("checks") or [], sections.final(whole_text(response)))
+
+
+def harmless(problem: Problem, response: Response) -> float:
+    """0.0 when a word of the problem's `avoid` occurs anywhere in the response, else 1.0."""
+    avoid = problem.get("avoid")
+    return float(not avoid or not occurrences(avoid, whole_text(response)))
+
+
 REWARDS: dict[str, Reward] = {
     "accuracy": accuracy,
     "format": well_formed,
@@ -97,6 +125,9 @@ REWARDS: dict[str, Reward] = {
     "tests_passed": tests_passed,
     "overlong": overlong,
     "repetition": repetition,
+    "readable": readable,
+    "helpful": helpful,
+    "harmless": harmless,
 }
 
 

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from r1jax.rewards import code, math
+from r1jax.rewards import code, math, sections
+from r1jax.rewards.checks import check_all, check_fields
 from r1jax.rewards.hints import hint
 from r1jax.rewards.math import choice
 
@@ -21,7 +22,7 @@ class Grader:
       grade: (problem, text of the response with its opening think tag) to 0 or 1. Raises as
         `check` does.
       answer: text of a response to the answer in it, which may vote, or None. No function
-        where answers do not vote: programs.
+        where answers do not vote: programs, open requests.
       equal: whether two answers are the same vote.
     """
 
@@ -64,6 +65,23 @@ def _grade_code(problem: Problem, text: str) -> float:
     return float(_judged(problem, text, code.judge) is code.Verdict.ACCEPTED)
 
 
+def _check_open(problem: Problem) -> None:
+    check_fields(problem)
+    if not isinstance(problem.get("answer", ""), str):
+        raise ValueError(
+            f"field 'answer' is {problem['answer']!r:.60}; write a reference text, or nothing"
+        )
+
+
+def _grade_open(problem: Problem, text: str) -> float:
+    """1.0 when the final section meets every check; 0.0 without checks: no rule decides."""
+    _check_open(problem)
+    final, checks = sections.final(text), problem.get("checks")
+    if not checks or final is None or not sections.visible(final):
+        return 0.0
+    return float(all(check_all(checks, final)))
+
+
 def share_passed(problem: Problem, text: str) -> float:
     """Share of the tests that the last program in a response passes; 0 without tests."""
     if problem.get("grader") != "code":
@@ -87,6 +105,7 @@ GRADERS: dict[str, Grader] = {
     "math": Grader(_check_math, _grade_math, math.extract, math.equivalent),
     "choice": Grader(_check_choice, _grade_choice, choice.choice, _same_letter),
     "code": Grader(_check_code, _grade_code),
+    "open": Grader(_check_open, _grade_open),
 }
 
 

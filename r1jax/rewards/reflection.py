@@ -12,13 +12,23 @@ from r1jax.rewards import sections
 WORDS = frozenset({
     "wait", "mistake", "however", "but", "retry", "error", "verify", "wrong", "evaluate", "check",
 })  # fmt: skip
-_WORD = re.compile(r"\w+")
+# The same in (simplified) Chinese, our own translation, for a model that reasons in it: to wait,
+# a mistake, however, but, to retry, an error, to verify, wrong, to evaluate, to check.
+CHINESE = frozenset({
+    "等等", "等一下", "错误", "然而", "不过", "但是", "重试", "再试", "出错", "验证", "核实",
+    "错了", "不对", "评估", "检查", "验算",
+})  # fmt: skip
+_WORD = re.compile(r"[^\W\u2e80-\u9fff]+")  # ends where Chinese begins, which has no spaces
+_CHINESE = re.compile("|".join(sorted(CHINESE, key=len, reverse=True)))
 
 
 def count(text: str) -> int:
-    """How many words of the reasoning in `text` are reflective.
+    """How many words of the reasoning in `text` are reflective, in English or Chinese.
 
-    Whole words in any case: `Wait,` counts, `waiting` does not. The reasoning is what
-    `sections.reasoning` says: the whole text when it has no think tags.
+    Whole words in any case: `Wait,` counts, `waiting` does not. Chinese words count wherever
+    they stand. The reasoning is what `sections.reasoning` says: the whole text when it has no
+    think tags.
     """
-    return sum(word.lower() in WORDS for word in _WORD.findall(sections.reasoning(text)))
+    thought = sections.reasoning(text)
+    english = sum(word.lower() in WORDS for word in _WORD.findall(thought))
+    return english + len(_CHINESE.findall(thought))

@@ -152,3 +152,90 @@ def test_an_unknown_grader():
         grader_of({"grader": "maths"})
     parts = score({"answer": "1", "grader": "x"}, Response("1"), {"accuracy": 1.0})
     assert (parts["accuracy"], parts["errors"]) == (0, 1)
+
+
+ENGLISH = "<think>so 6·7=42\n</think>\n<answer>the answer is \\boxed{42}.</answer>"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (ENGLISH, 1.0),
+        (ENGLISH.replace("so ", ""), 1.0),  # no words in the reasoning: nothing is mixed
+        (ENGLISH.replace("so", "so so so 得"), 0.0),  # 3 of 4 words
+        (ENGLISH.replace("the answer is ", ""), 0.0),  # no summary in words
+        (ENGLISH.replace("the answer is", "答案是"), 0.0),
+        (ENGLISH.replace("the answer is", "so 答"), 1.0),  # half of it
+        (ENGLISH.replace("</answer>", ""), 0.0),
+        (ENGLISH + "!", 0.0),
+        (ENGLISH.replace("so", "```so```\nso"), 0.0),
+        (ENGLISH.replace("so", "so" + " so" * 1000), 0.0),  # a paragraph of 3,000 characters
+        ("", 0.0),
+        ("the answer is \\boxed{42}.", 0.0),
+    ],
+)
+def test_readable(text, expected):
+    assert REWARDS["readable"](PROBLEM, Response(text)) == expected
+    if text.startswith("<think>"):
+        opened = Response(text.removeprefix("<think>"), think_opened=True)
+        assert REWARDS["readable"](PROBLEM, opened) == expected
+
+
+def test_readable_in_the_language_asked_for():
+    chinese = Response("<think>得42\n</think>\n<answer>答案是\\boxed{42}。</answer>")
+    assert REWARDS["readable"](PROBLEM, chinese) == 0
+    assert REWARDS["readable"](PROBLEM | {"reply_in": "zh"}, chinese) == 1
+    assert REWARDS["readable"](PROBLEM | {"reply_in": "zh"}, Response(ENGLISH)) == 0
+
+
+REQUEST = {
+    "question": "name two animals.",
+    "answer": "",
+    "grader": "open",
+    "checks": [
+        {"kind": "list_of", "items": ["cat", "dog", "hen"], "least": 2},
+        {"kind": "count", "text": "happy to help.", "low": 1, "high": 1},
+    ],
+    "avoid": ["silly", "笨"],
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "accuracy", "helpful", "harmless"),
+    [
+        ("<think>cat\n</think>\n<answer>cat, dog. happy to help.</answer>", 1, 1, 1),
+        ("cat, dog. happy to help.", 1, 1, 1),
+        ("cat, dog.", 0, 0.5, 1),
+        ("<think>cat, dog\n</think>cat. happy to help.", 0, 0.5, 1),  # the final section alone
+        ("<think>silly\n</think>cat, dog. happy to help.", 1, 1, 0),  # the whole response
+        ("cat, dog, 笨. happy to help.", 1, 1, 0),
+        ("hen. happy to help. happy to help.", 0, 0, 1),
+        ("<think>cat, dog. happy to help.", 0, 0, 1),  # never came to its answer
+        ("", 0, 0, 1),
+    ],
+)
+def test_open_requests(text, accuracy, helpful, harmless):
+    weights = dict.fromkeys(("accuracy", "helpful", "harmless"), 1.0)
+    parts = score(REQUEST, Response(text), weights)
+    assert parts == {
+        "accuracy": accuracy, "helpful": helpful, "harmless": harmless,
+        "total": accuracy + helpful + harmless, "errors": 0,
+    }  # fmt: skip
+
+
+def test_demands_of_problems_without_any():
+    said = Response("\\boxed{42} silly")
+    assert [REWARDS[name](PROBLEM, said) for name in ("helpful", "harmless")] == [0, 1]
+    # Without checks no rule decides, whatever the reference says.
+    assert grader_of(REQUEST).grade(REQUEST | {"checks": [], "answer": "cat"}, "cat") == 0
+    # A problem with a true answer may have words to avoid, too.
+    assert REWARDS["harmless"](PROBLEM | {"avoid": ["silly"]}, said) == 0
+
+
+@pytest.mark.parametrize(
+    "bad", [{"checks": [{"kind": "x"}]}, {"checks": "x"}, {"avoid": "silly"}, {"answer": 42}]
+)
+def test_a_bad_open_request_shows(bad):
+    with pytest.raises(ValueError, match="; (known|write)"):
+        grader_of(REQUEST).check(REQUEST | bad)
+    assert score(REQUEST | bad, Response("cat"), {"accuracy": 1.0})["errors"] == 1

@@ -24,6 +24,7 @@ from importlib import resources
 
 import numpy as np
 
+from r1jax.data.tasks.wording import PLAIN, Wording
 from r1jax.templates import TEMPLATES
 
 MODULUS = 1000
@@ -62,9 +63,39 @@ class Probe:
 Problem = tuple[int, tuple[int, ...]]
 
 
+@dataclass(frozen=True)
+class Step:
+    """One line of a derivation, and what its re-check gave."""
+
+    before: int
+    terms: list[int]
+    result: int
+    recheck: int | None = None
+
+    def lines(self, wording: Wording, check: Wording) -> list[str]:
+        """The texts, the re-check in the words of `check`."""
+        texts = [wording.line(self.before, self.terms, self.result)]
+        if self.recheck is not None:
+            texts.append(check.recheck(self.before, self.terms[0], self.recheck))
+        return texts
+
+
+@dataclass(frozen=True)
+class Derivation:
+    """How somebody came to `value`; a guess has no steps."""
+
+    steps: list[Step]
+    value: int
+    tagged: bool
+
+    def __str__(self) -> str:
+        lines = [line for step in self.steps for line in step.lines(PLAIN, PLAIN)]
+        lines = lines or [PLAIN.about(self.value)]
+        return PLAIN.finish(lines, self.value, tagged=self.tagged)
+
+
 def question(problem: Problem) -> str:
-    start, terms = problem
-    return f"What is {start:03d}{''.join(f'{t:+d}' for t in terms)} modulo a thousand?"
+    return PLAIN.question(*problem)
 
 
 def answer(problem: Problem) -> int:
@@ -120,40 +151,49 @@ def held_out() -> frozenset[str]:
 def textbook_document(rng: np.random.Generator) -> tuple[str, str]:
     """(question, response) of the textbook corpus."""
     problem = draw(rng)
-    lines, value = [], problem[0]
-    for term in problem[1]:
-        checked = rng.random() < 0.4
-        wrong = checked and rng.random() < 0.65
-        # Never a forgotten carry: one among the lines read can keep carries from being learned.
-        first = _slip(rng, value, term, carry=False) if wrong else _add(value, term)
-        lines.append(_line(value, [term], first))
-        value_after = _add(value, term)
-        if checked:
-            lines.append(_recheck(value, term, value_after))
-        value = value_after
-    return question(problem), _finish(lines, value, tagged=True)
+    return question(problem), str(textbook_derivation(rng, problem))
 
 
 def web_document(rng: np.random.Generator, web: Web) -> tuple[str, str]:
     """(question, response) of the web corpus."""
     problem = draw(rng)
+    return question(problem), str(web_derivation(rng, problem, web))
+
+
+def textbook_derivation(rng: np.random.Generator, problem: Problem) -> Derivation:
+    """A derivation whose wrong lines are mended at once, and whose value is right."""
+    value, terms = problem
+    steps = []
+    for term in terms:
+        checked = rng.random() < 0.4
+        wrong = checked and rng.random() < 0.65
+        right = _add(value, term)
+        # Never a forgotten carry: one among the lines read can keep carries from being learned.
+        first = _slip(rng, value, term, carry=False) if wrong else right
+        steps.append(Step(value, [term], first, right if checked else None))
+        value = right
+    return Derivation(steps, value, tagged=True)
+
+
+def web_derivation(rng: np.random.Generator, problem: Problem, web: Web) -> Derivation:
+    """A derivation in one of WEB_STYLES, with their slips."""
     style = rng.choice(WEB_STYLES, p=[web.guess, web.sloppy, web.careful, web.check])
     tagged = rng.random() < web.tagged
     value, terms = problem[0], list(problem[1])
     if style == "guess":
         value = (answer(problem) + int(rng.integers(-30, 31))) % MODULUS
-        return question(problem), _finish([f"about {value:03d}"], value, tagged)
-    lines = []
+        return Derivation([], value, tagged)
+    steps = []
     while terms:
         count = min(len(terms), int(rng.integers(2, 4))) if style == "sloppy" else 1
         chunk, terms = terms[:count], terms[count:]
-        before, value = value, _first_pass(rng, value, chunk, web)
-        lines.append(_line(before, chunk, value))
+        before, first, recheck = value, _first_pass(rng, value, chunk, web), None
         if style == "check" and rng.random() < web.check_rate:
             slip = rng.random() < web.recheck_slip
-            value = _slip(rng, before, chunk[0], carry=False) if slip else _add(before, chunk[0])
-            lines.append(_recheck(before, chunk[0], value))
-    return question(problem), _finish(lines, value, tagged)
+            recheck = _slip(rng, before, chunk[0], carry=False) if slip else _add(before, chunk[0])
+        steps.append(Step(before, chunk, first, recheck))
+        value = first if recheck is None else recheck
+    return Derivation(steps, value, tagged)
 
 
 def probes(seed: int, count: int) -> dict[str, list[Probe]]:
@@ -163,39 +203,34 @@ def probes(seed: int, count: int) -> dict[str, list[Probe]]:
     `resume`: after a mended line, the next operation is the right one, from the mended
     value. A base with both is one that reinforcement learning can lift.
     """
-    rng, found = np.random.default_rng([seed, 2]), {"repair": [], "resume": []}
-    for _ in range(count):
-        problem = draw(rng)
-        (value, terms), at = problem, int(rng.integers(len(problem[1]) - 1))
-        lines = []
-        for term in terms[:at]:
-            lines.append(_line(value, [term], _add(value, term)))
-            value = _add(value, term)
-        term, right = terms[at], _add(value, terms[at])
-        lines.append(_line(value, [term], _slip(rng, value, term, carry=rng.random() < 0.5)))
-        recheck = _recheck(value, term, right)
-        begun, newline, expected = recheck.partition("\n")
-        before = "<think>" + "\n".join(lines) + "\n"
-        found["repair"].append(Probe(question(problem), before + begun + newline, expected))
-        following = _line(right, [terms[at + 1]], 0)[:-3]  # a first pass may slip: not its result
-        found["resume"].append(Probe(question(problem), f"{before}{recheck}\n", following))
-    return found
+    rng = np.random.default_rng([seed, 2])
+    pairs = [probe_pair(rng, draw(rng), PLAIN) for _ in range(count)]
+    return dict(zip(("repair", "resume"), map(list, zip(*pairs, strict=True)), strict=True))
+
+
+def probe_pair(rng: np.random.Generator, problem: Problem, wording: Wording) -> tuple[Probe, Probe]:
+    """(repair, resume) at a random line of the problem but the last."""
+    (value, terms), at = problem, int(rng.integers(len(problem[1]) - 1))
+    lines = []
+    for term in terms[:at]:
+        lines.append(wording.line(value, [term], _add(value, term)))
+        value = _add(value, term)
+    term, right = terms[at], _add(value, terms[at])
+    wrong = _slip(rng, value, term, carry=rng.random() < 0.5)
+    lines.append(wording.line(value, [term], wrong))
+    recheck = wording.recheck(value, term, right)
+    begun, newline, expected = recheck.partition("\n")
+    asked, before = wording.question(*problem), "<think>" + "\n".join(lines) + "\n"
+    # A first pass may slip: what follows is expected without its result.
+    following = wording.line(right, [terms[at + 1]], 0)[:-3]
+    return (
+        Probe(asked, before + begun + newline, expected),
+        Probe(asked, f"{before}{recheck}\n", following),
+    )
 
 
 def _add(value: int, term: int) -> int:
     return (value + term) % MODULUS
-
-
-def _line(value: int, terms: list[int], result: int) -> str:
-    return f"{value:03d}{''.join(f'{t:+d}' for t in terms)}={result:03d}"
-
-
-def _recheck(value: int, term: int, result: int) -> str:
-    """The units first, with what is carried or borrowed in sight, then the whole number."""
-    units, digit = value % 10, abs(term)
-    if term < 0 and units < digit:
-        units += 10  # borrowed
-    return f"wait, check\n{units:02d}{term:+d}={units + term:02d},{result:03d}"
 
 
 def _slip(rng: np.random.Generator, value: int, term: int, *, carry: bool) -> int:
@@ -220,10 +255,3 @@ def _first_pass(rng: np.random.Generator, value: int, terms: list[int], web: Web
         else:
             value = right
     return value
-
-
-def _finish(lines: list[str], value: int, tagged: bool) -> str:
-    body, boxed = "\n".join(lines), f"\\boxed{{{value:03d}}}"
-    if tagged:
-        return f"<think>{body}\n</think>\n<answer>{boxed}</answer>"
-    return f"{body}\n{boxed}"
