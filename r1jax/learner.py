@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from r1jax.data.packing import Packed
 from r1jax.logprobs import head_logprobs
 from r1jax.losses import sft_loss
-from r1jax.models import lora
+from r1jax.models import lora, scoring
 from r1jax.models.decoder import Decoder
 from r1jax.models.lora import join
 from r1jax.optim import RULES, Optimizer
@@ -41,7 +41,7 @@ def init_state(
         return TrainState(p, optimizer.init(p), jnp.int32(0))
 
     given = key if params is None else params
-    rules = model.rules + RULES + lora.RULES
+    rules = model.rules + RULES + lora.RULES + scoring.RULES
     layout = shardings(mesh, jax.eval_shape(fresh, given), rules)
     return jax.jit(fresh, out_shardings=layout)(given)
 
@@ -63,7 +63,30 @@ def supervised_step(model: Decoder, optimizer: Optimizer):
     @partial(jax.jit, donate_argnums=0)
     def step(state: TrainState, frozen, batch: Packed, lr: float):
         grads, (metrics, statistics) = jax.grad(loss_of, has_aux=True)(state.params, frozen, batch)
-        state, norm = _apply(model, optimizer, state, frozen, grads, statistics, lr)
+        state, norm = apply_gradients(model, optimizer, state, frozen, grads, statistics, lr)
+        return state, metrics | {"gradient_norm": norm}
+
+    return step
+
+
+def scoring_step(model: Decoder, optimizer: Optimizer, loss: Callable):
+    """Jitted (state, batch, lr) -> (state, metrics): one step of training a score model.
+
+    `loss(score_BT, batch) -> (loss, metrics)` is given the scores after every token of a batch,
+    which is any NamedTuple with tokens_BT, positions_BT and segments_BT (`data.packing`).
+    """
+
+    def loss_of(params, batch):
+        hidden_BTD, _, statistics = model.forward(
+            params, batch.tokens_BT, positions_BT=batch.positions_BT, segments_BT=batch.segments_BT
+        )
+        value, metrics = loss(scoring.read_scores(params, hidden_BTD), batch)
+        return value, ({"total": value} | metrics, statistics)
+
+    @partial(jax.jit, donate_argnums=0)
+    def step(state: TrainState, batch, lr: float):
+        grads, (metrics, statistics) = jax.grad(loss_of, has_aux=True)(state.params, batch)
+        state, norm = apply_gradients(model, optimizer, state, {}, grads, statistics, lr)
         return state, metrics | {"gradient_norm": norm}
 
     return step
@@ -125,7 +148,7 @@ class PolicyLearner:
         self._score = jax.jit(lambda params, batch: score(params, batch)[0])
         self._zeros = jax.jit(zeros)
         self._accumulate = jax.jit(accumulate, donate_argnums=0)
-        self._apply = jax.jit(partial(_apply, model, optimizer), donate_argnums=0)
+        self._apply = jax.jit(partial(apply_gradients, model, optimizer), donate_argnums=0)
 
     def logprobs(self, params, rollout: Rollout) -> np.ndarray:
         """Log-probabilities [B, R] of the rollout's responses under `params`, 0 on padding."""
@@ -173,7 +196,10 @@ class PolicyLearner:
         return jax.device_put(batch, rows(self.mesh))
 
 
-def _apply(model: Decoder, optimizer: Optimizer, state: TrainState, frozen, grads, statistics, lr):
+def apply_gradients(
+    model: Decoder, optimizer: Optimizer, state: TrainState, frozen, grads, statistics, lr
+):
+    """(state after one update, norm of the gradients)."""
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     updates = jax.tree.map(lambda u: lr * u, updates)
     params = optax.apply_updates(state.params, updates)

@@ -127,6 +127,45 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def calibration_error(
+    confidence: Sequence[float] | np.ndarray,
+    right: Sequence[float] | np.ndarray,
+    *,
+    bins: int = 10,
+) -> float:
+    """Expected calibration error: how far confidence is from the share that is right.
+
+        Σ_b (n_b / n) |mean right in b − mean confidence in b|
+
+    over `bins` intervals of equal width that divide [0, 1]; a confidence on a border belongs
+    to the upper one, 1 to the last. 0 is perfect; 1 is certain and always wrong
+    (arXiv:1706.04599, equation 3).
+
+    Args:
+        confidence: the probability that was given to what was predicted.
+        right: whether it was so: 1 or 0, or a share between (a tie may count half).
+
+    Raises:
+        ValueError: not two lists of the same length, nothing in them, values outside of
+            [0, 1], or `bins` below 1.
+    """
+    confidence, right = np.asarray(confidence, float), np.asarray(right, float)
+    if confidence.ndim != 1 or confidence.shape != right.shape or not len(right):
+        raise ValueError(
+            f"confidence has shape {confidence.shape}, right {right.shape}: need one of each "
+            "for every prediction"
+        )
+    for name, values in (("confidence", confidence), ("right", right)):
+        if not ((values >= 0) & (values <= 1)).all():  # NaN is neither
+            bad = int(np.flatnonzero(~((values >= 0) & (values <= 1)))[0])
+            raise ValueError(f"{name}[{bad}] is {values[bad]}: need a share between 0 and 1")
+    if bins < 1:
+        raise ValueError(f"bins={bins}: need at least 1")
+    bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
+    gap = np.bincount(bin_of, right - confidence, minlength=bins)  # n_b (right − confidence)
+    return float(np.abs(gap).sum() / len(right))
+
+
 def _per_question(values) -> np.ndarray:
     values = np.asarray(values, dtype=float)
     if values.ndim != 1 or not len(values):

@@ -6,7 +6,13 @@ import sys
 import numpy as np
 import pytest
 
-from r1jax.metrics import bootstrap_interval, cons_at_k, pass_at_k, standard_error
+from r1jax.metrics import (
+    bootstrap_interval,
+    calibration_error,
+    cons_at_k,
+    pass_at_k,
+    standard_error,
+)
 
 
 def test_importing_needs_no_jax():
@@ -190,3 +196,48 @@ class TestBootstrapInterval:
 def test_values_are_checked(f, values, message):
     with pytest.raises(ValueError, match=message):
         f(values)
+
+
+class TestCalibrationError:
+    def test_by_hand(self):
+        # Ten bins. 0.62, 0.68 share one: mean 0.65, half of them right: 2/5 · |0.5 − 0.65| = 0.06.
+        # The others are in the last: mean 0.95, 2 of 3 right: 3/5 · |2/3 − 0.95| = 0.17.
+        confidence, right = [0.62, 0.68, 0.9, 1.0, 0.95], [1, 0, 1, 1, 0]
+        assert calibration_error(confidence, right) == pytest.approx(0.06 + 0.17, abs=1e-12)
+
+    def test_the_extremes(self):
+        assert calibration_error([1.0, 0.0], [1, 0]) == 0
+        assert calibration_error([1.0, 0.0], [0, 1]) == 1
+        # Without bins between, over- and underconfidence cancel: |0.5 − 0.5|.
+        assert calibration_error([0.25, 0.75], [1, 0], bins=1) == 0
+        assert calibration_error([0.25, 0.75], [1, 0], bins=2) == 0.75
+
+    def test_a_border_belongs_to_the_upper_bin(self):
+        # 0.5 with 0.75: |1/2 − 0.625| = 0.125; with 0.25 apart: 1/3 · 0.25 + 2/3 · 0.125.
+        got = calibration_error([0.25, 0.5, 0.75], [0, 1, 0], bins=2)
+        assert got == pytest.approx(0.25 / 3 + 0.25 / 3)
+
+    def test_a_tie_may_count_half(self):
+        assert calibration_error([0.5] * 3, [0.5] * 3) == 0
+
+    def test_what_is_right_as_often_as_it_is_sure_has_little(self):
+        rng = np.random.default_rng(0)
+        confidence = rng.random(100_000)
+        right = rng.random(100_000) < confidence
+        # Noise alone: a bin's share is off by about √(p (1 − p) / 10,000) < 0.005.
+        assert calibration_error(confidence, right) < 0.01
+        # Always 0.1 too sure: the mean of the gap, whichever the bin.
+        sure = np.minimum(confidence + 0.1, 1)
+        want = (sure - confidence).mean()
+        assert calibration_error(sure, right) == pytest.approx(want, abs=0.01)
+
+    def test_errors(self):
+        for confidence, right in (([], []), ([0.5], [1, 0]), ([[0.5]], [[1]])):
+            with pytest.raises(ValueError, match="need one of each for every prediction"):
+                calibration_error(confidence, right)
+        with pytest.raises(ValueError, match=r"confidence\[1\] is 1.5: need a share between"):
+            calibration_error([0.5, 1.5], [1, 1])
+        with pytest.raises(ValueError, match=r"right\[0\] is nan: need a share between"):
+            calibration_error([0.5, 0.5], [math.nan, 1])
+        with pytest.raises(ValueError, match="bins=0: need at least 1"):
+            calibration_error([0.5], [1], bins=0)
