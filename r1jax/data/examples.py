@@ -1,15 +1,23 @@
 """Examples to imitate: questions with whole responses, for supervised fine-tuning."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from r1jax.data.sources import GSM8K_MARK
+from r1jax.data.tasks import TASKS
 
 Example = dict[str, str]  # 'question' and 'response'
 
 
-def load_examples(path: str, *, limit: int | None = None) -> list[Example]:
-    """Reads a .jsonl file of examples, one object a line.
+def load_examples(source: str | Sequence[str], *, limit: int | None = None) -> list[Example]:
+    """Reads examples, in their order.
+
+    Args:
+      source: the path of a .jsonl file of examples, one object a line; or `task:NAME:COUNT`, the
+        given examples of a synthetic family in `data.tasks`; or several of these, whose
+        examples follow each other.
+      limit: read only so many from the start, of each source. None reads all.
 
     A row has the strings `question` and `response`; or it is GSM8K's, with a worked
     `answer` that ends in `#### number`: the work becomes the reasoning and the number the
@@ -17,8 +25,37 @@ def load_examples(path: str, *, limit: int | None = None) -> list[Example]:
 
     Raises ValueError naming file, line and field.
     """
+    if not isinstance(source, str):
+        return [example for one in source for example in load_examples(one, limit=limit)]
+    if source.startswith("task:"):
+        return _of_task(source)[:limit]
+    return _of_file(source, limit)
+
+
+def load_named(sources: Sequence[str]) -> list[Example]:
+    """As `load_examples` of them all; every example says in `source` which one it is from."""
+    return [example | {"source": name} for name in sources for example in load_examples(name)]
+
+
+def _of_task(source: str) -> list[Example]:
+    """Part of the family's definition, so of no seed but 0."""
+    _, name, count, *more = [*source.split(":"), "", ""]
+    known = [name for name, task in TASKS.items() if hasattr(task, "examples")]
+    if name not in known or not count.isdecimal() or int(count) < 1 or any(more):
+        raise ValueError(
+            f"{source}: write task:NAME:COUNT; names that have examples: {', '.join(known) or '-'}"
+        )
+    return [
+        {field: _text(f"{source}, example {i}", row, field) for field in ("question", "response")}
+        for i, row in enumerate(TASKS[name].examples(0, int(count)), start=1)
+    ]
+
+
+def _of_file(path: str, limit: int | None) -> list[Example]:
     if not Path(path).is_file():
-        raise ValueError(f"{path}: no such file; give the path of a .jsonl file of examples")
+        raise ValueError(
+            f"{path}: no such file; give the path of a .jsonl file of examples, or task:NAME:COUNT"
+        )
     examples = []
     # Not splitlines(): that also splits at U+2028 and its like, which JSON strings may hold.
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), start=1):

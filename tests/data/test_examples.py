@@ -1,9 +1,11 @@
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 
-from r1jax.data.examples import load_examples
+from r1jax.data import examples
+from r1jax.data.examples import load_examples, load_named
 from r1jax.rewards import Response, score
 
 
@@ -90,3 +92,40 @@ def test_files_without_examples(write, tmp_path):
     missing = tmp_path / "none.jsonl"
     with pytest.raises(ValueError, match=re.escape(f"{missing}: no such file")):
         load_examples(str(missing))
+
+
+@pytest.fixture
+def tasks(monkeypatch):
+    def given(seed, count):
+        return [{"question": f"q{seed}{i}", "response": f"r{i}", "more": 1} for i in range(count)]
+
+    known = {"toy": SimpleNamespace(examples=given), "bare": SimpleNamespace()}
+    monkeypatch.setattr(examples, "TASKS", known)
+
+
+def test_examples_of_a_task(tasks):
+    assert load_examples("task:toy:2") == [
+        {"question": "q00", "response": "r0"}, {"question": "q01", "response": "r1"},
+    ]  # fmt: skip
+    assert len(load_examples("task:toy:9", limit=4)) == 4
+    for source in (
+        "task:toy",
+        "task:toy:0",
+        "task:toy:x",
+        "task:toy:1:2",
+        "task:bare:3",
+        "task:z:1",
+    ):
+        with pytest.raises(ValueError, match=f"{source}: write task:NAME:COUNT; .* examples: toy$"):
+            load_examples(source)
+
+
+def test_several_sources_follow_each_other(tasks, write):
+    path = write({"question": "q", "response": "r"}, {"question": "q2", "response": "r"})
+    assert [e["question"] for e in load_examples([path, "task:toy:1"])] == ["q", "q2", "q00"]
+    assert [e["question"] for e in load_examples((path, "task:toy:3"), limit=1)] == ["q", "q00"]
+    assert load_named(["task:toy:1", path])[:2] == [
+        {"question": "q00", "response": "r0", "source": "task:toy:1"},
+        {"question": "q", "response": "r", "source": path},
+    ]
+    assert load_named([]) == []
