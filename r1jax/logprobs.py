@@ -4,14 +4,14 @@ The functions that the optimiser differentiates have gradients of their own: aut
 differentiation would keep several arrays of the size of the logits, the largest there are.
 """
 
-import math
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec as P
 
+from r1jax import head
+from r1jax.head import wide
 from r1jax.shapes import check_axes
 from r1jax.types import Array
 
@@ -86,13 +86,12 @@ def head_logprobs(
     check_axes(hidden_BTD=hidden_BTD, table_DV=table_DV, tokens_BT=tokens_BT)
     _check_temperature(temperature)
     if chunk is None:
-        devices = max(1, _mesh().size)  # 0 where no mesh is set
-        a_position = max(1, np.shape(tokens_BT)[0] * np.shape(table_DV)[1])
-        chunk = max(1, LOGITS_AT_ONCE * devices // a_position)
+        rows, vocabulary = np.shape(tokens_BT)[0], np.shape(table_DV)[1]
+        chunk = head.positions_at_once(rows, vocabulary, LOGITS_AT_ONCE)
     if chunk < 1:
         raise ValueError(f"chunk={chunk} has to be positive")
     arrays = map(jnp.asarray, (hidden_BTD, table_DV, tokens_BT))
-    return _head_gather_log_softmax(chunk, None if _mesh().empty else layout, *arrays, temperature)
+    return _head_gather_log_softmax(chunk, head.on_mesh(layout), *arrays, temperature)
 
 
 def entropy(logits_BTV: Array, *, temperature: float = 1.0) -> Array:
@@ -122,12 +121,8 @@ def _check_temperature(temperature) -> None:
         raise ValueError(f"temperature={temperature} has to be positive")
 
 
-def _wide(dtype):
-    return jnp.promote_types(dtype, jnp.float32)
-
-
 def _scaled(logits: Array, temperature) -> Array:
-    return logits.astype(_wide(logits.dtype)) / temperature
+    return logits.astype(wide(logits.dtype)) / temperature
 
 
 def _gather(logits_BTV, tokens_BT, temperature):
@@ -178,81 +173,23 @@ def _head_gather_log_softmax(chunk, layout, hidden_BTD, table_DV, tokens_BT, tem
 
 
 def _head_forward(chunk, layout, hidden_BTD, table_DV, tokens_BT, temperature):
-    table = _table(table_DV, hidden_BTD.dtype, layout)
+    def some(logits_BcV, tokens_Bc):
+        return _gather(logits_BcV, tokens_Bc, temperature)
 
-    def some(_, hidden_BcD, tokens_Bc):
-        return None, _gather(_product("bcd,dv->bcv", hidden_BcD, table), tokens_Bc, temperature)
-
-    _, (logp_BT, *norm) = _by_chunks(some, chunk, None, hidden_BTD, tokens_BT)
+    logp_BT, *norm = head.map_logits(some, chunk, layout, hidden_BTD, table_DV, tokens_BT)
     return logp_BT, (hidden_BTD, table_DV, tokens_BT, temperature, *norm)
 
 
 def _head_backward(chunk, layout, kept, grad_BT):
     hidden_BTD, table_DV, tokens_BT, temperature, *norm = kept
-    B = hidden_BTD.shape[0]
-    table = _table(table_DV, hidden_BTD.dtype, layout)
-    # The table's gradient is a sum over rows, which lie on many devices. Each device adds up
-    # its own (axis n), and the sums meet after the last chunk, not after every one.
-    n = math.prod(_mesh().shape[axis] for axis in layout[0]) if layout else 1
-    n = n if B % n == 0 else 1
 
-    def some(grad_nDV, hidden_BcD, tokens_Bc, top_Bc, log_sum_Bc, grad_Bc):
-        logits_BcV = _product("bcd,dv->bcv", hidden_BcD, table)
-        grad_BcV = _logits_gradient(logits_BcV, tokens_Bc, temperature, top_Bc, log_sum_Bc, grad_Bc)
-        grad_BcV = grad_BcV.astype(table.dtype)
-        grad_BcD = _product("bcv,dv->bcd", grad_BcV, table).astype(hidden_BcD.dtype)
-        clean_BcD = jnp.where(grad_Bc[..., None] == 0, 0, hidden_BcD)  # NaN · 0 would be NaN
-        by_device = (x.reshape(n, B // n, *x.shape[1:]) for x in (clean_BcD, grad_BcV))
-        grad_nDV += _product("nbcd,nbcv->ndv", *by_device)
-        return _lay_out(grad_nDV, layout and (layout[0], None, layout[1])), grad_BcD
+    def of_logits(logits_BcV, grad_Bc, tokens_Bc, top_Bc, log_sum_Bc):
+        return _logits_gradient(logits_BcV, tokens_Bc, temperature, top_Bc, log_sum_Bc, grad_Bc)
 
-    zeros_nDV = jnp.zeros((n, *table.shape), _wide(table.dtype))
-    grad_nDV, grad_BTD = _by_chunks(some, chunk, zeros_nDV, hidden_BTD, tokens_BT, *norm, grad_BT)
-    # A tied table is transposed. Folded into the product that is one which XLA's CPU lacks
-    # (bfloat16 x bfloat16 = float32).
-    grad_nDV = jax.lax.optimization_barrier(grad_nDV)
-    return grad_BTD, grad_nDV.sum(0).astype(table_DV.dtype), None, None
+    grad_BTD, grad_DV = head.gradients(
+        of_logits, chunk, layout, hidden_BTD, table_DV, grad_BT, tokens_BT, *norm
+    )
+    return grad_BTD, grad_DV, None, None
 
 
 _head_gather_log_softmax.defvjp(_head_forward, _head_backward)
-
-
-def _by_chunks(some, chunk, carry, *arrays):
-    """`some(carry, *arrays) -> (carry, outputs)`, of equal chunks of axis 1 one by one.
-
-    Without a loop where one chunk is all. Chunks are made equal by zeros at the end.
-    """
-    T = arrays[0].shape[1]
-    count = max(1, -(-T // chunk))
-    if count == 1:
-        return some(carry, *arrays)
-    size = -(-T // count)
-
-    def cut(x):
-        x = jnp.pad(x, [(0, 0), (0, count * size - T)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(x.shape[0], count, size, *x.shape[2:]), 1, 0)
-
-    def join(y):
-        y = jnp.moveaxis(y, 0, 1)
-        return y.reshape(y.shape[0], count * size, *y.shape[3:])[:, :T]
-
-    carry, out = jax.lax.scan(lambda c, x: some(c, *x), carry, [cut(x) for x in arrays])
-    return carry, jax.tree.map(join, out)
-
-
-def _table(table_DV, dtype, layout):
-    # Gathered over the devices that hold rows, once: left to itself the compiler gathers
-    # the gradient of all rows' logits instead, in every chunk.
-    return _lay_out(table_DV.astype(dtype), layout and (None, layout[1]))
-
-
-def _lay_out(x, spec):
-    return jax.lax.with_sharding_constraint(x, P(*spec)) if spec else x
-
-
-def _mesh():
-    return jax.sharding.get_abstract_mesh()
-
-
-def _product(axes, a, b):
-    return jnp.einsum(axes, a, b, preferred_element_type=_wide(a.dtype))

@@ -3,6 +3,7 @@
 `LOSSES` names the policy losses, which share one signature, for configs to choose from.
 """
 
+from r1jax.losses.distillation import distillation_loss
 from r1jax.losses.grpo import dapo_loss, dr_grpo_loss, grpo_loss, gspo_loss
 from r1jax.losses.importance import truncated_importance
 from r1jax.losses.kl import k1, k2, k3
@@ -19,6 +20,7 @@ LOSSES = {
 __all__ = [
     "LOSSES",
     "dapo_loss",
+    "distillation_loss",
     "dr_grpo_loss",
     "grpo_loss",
     "gspo_loss",
