@@ -83,15 +83,15 @@ def draw(workdir: str | Path) -> list[Path]:
         path = source.parent / "plots" / name
         path.parent.mkdir(exist_ok=True)
         temporary = path.with_suffix(".tmp")
-        _save(figure(curves), temporary)
+        save(figure(curves), temporary)
         os.replace(temporary, path)
         paths.append(path)
     return paths
 
 
 def benchmarks(curves: Curves) -> list[str]:
-    """Names of the benchmarks that the run was evaluated on."""
-    return _between(curves, "eval/", "/pass@1")
+    """Names of the benchmarks that the stages on the axis were evaluated on."""
+    return _between({stage: curves[stage] for stage in _stages(curves)}, "eval/", "/pass@1")
 
 
 def accuracy(curves: Curves):
@@ -99,12 +99,12 @@ def accuracy(curves: Curves):
     names = benchmarks(curves)
     if not names:
         raise ValueError("no eval/<benchmark>/pass@1 in these metrics; set config.evaluate")
-    figure = _figure(HEIGHT + 4 * (len(names) - 1))
+    figure = new_figure(HEIGHT + 4 * (len(names) - 1))
     panels = figure.subplots(len(names), 1, squeeze=False).ravel()
     for panel, name in zip(panels, names, strict=True):
         _accuracy_panel(panel, curves, name)
         _finish(panel, curves, f"Accuracy on {name} over RL steps")
-    _caption(
+    caption(
         figure,
         _what(names),
         "Bands: 95% intervals over questions.",
@@ -153,7 +153,7 @@ def response_length(curves: Curves):
         raise ValueError("no rollout/length and no eval/<benchmark>/length in these metrics")
     names = _between(curves, "eval/", "/length")
     words = any("rollout/reflections" in metrics for metrics in curves.values())
-    figure = _figure(HEIGHT)
+    figure = new_figure(HEIGHT)
     if words:
         panel, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.2))
     else:
@@ -175,7 +175,7 @@ def response_length(curves: Curves):
         figure.align_ylabels()
     for axes in (panel, below) if words else (panel,):
         axes.set_ylim(bottom=0, top=max(axes.get_ylim()[1], 1e-9))
-    _caption(
+    caption(
         figure,
         _what(names) if names else "",
         "Tokens of the run's own tokenizer, the end token included.",
@@ -199,9 +199,15 @@ def _lines(curves: Curves, metric: str) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def _stages(curves: Curves) -> dict[str, int]:
-    """Stages with something to draw, and the step of the axis at which each begins."""
+    """Stages with something to draw, and the step of the axis at which each begins.
+
+    The axis is of RL steps: beside stages with rollouts, others that were only evaluated have
+    none on it.
+    """
+    trained = [s for s, m in curves.items() if any(n.startswith("rollout/") for n in m)]
     offsets, end = {}, 0
-    for stage, metrics in curves.items():
+    for stage in trained or curves:
+        metrics = curves[stage]
         drawn = [s for n, (s, _) in metrics.items() if n.startswith(("eval/", "rollout/"))]
         if drawn:
             offsets[stage] = end
@@ -243,7 +249,8 @@ def _finish(panel, curves: Curves, title: str) -> None:
     panel.set_title(title, loc="left", fontsize=13, fontweight="bold", pad=pad)
 
 
-def _figure(height: float):
+def new_figure(height: float):
+    """A figure of the width that all have, without pyplot."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -253,7 +260,7 @@ def _figure(height: float):
     return figure
 
 
-def _save(figure, path: Path) -> None:
+def save(figure, path: Path) -> None:
     """A PNG of few colours: a third of the size, for a README."""
     from PIL import Image
 
@@ -262,7 +269,8 @@ def _save(figure, path: Path) -> None:
     image.quantize(128, dither=Image.Dither.NONE).save(path, format="PNG", optimize=True)
 
 
-def _caption(figure, *sentences: str) -> None:
+def caption(figure, *sentences: str) -> None:
+    """Puts sentences below everything else; empty ones are left out."""
     text = textwrap.fill(" ".join(filter(None, sentences)), 140)
     figure.supxlabel(text, x=0.015, ha="left", fontsize=9, color=GREY, linespacing=1.3)
 

@@ -142,6 +142,20 @@ def test_stages_lie_end_to_end_and_benchmarks_apart(workdir):
     assert lines(below)["_words"] == ([1, 2, 3, 4], [0.5, 1.5, 0.5, 1.5])
 
 
+def test_the_axis_is_of_rl_steps_alone(workdir):
+    """Evaluated at its end, a stage of 2,200 steps of supervised training has none of them."""
+    sft = {"step": 2200, "stage": "sft", "wall_s": 1.0} | evaluation("mini_aime", 0.1, 0.2, 30.0)
+    curves = plots.load(workdir([sft, *run()]))
+    (panel,) = plots.accuracy(curves).axes
+    for x, _ in lines(panel).values():
+        np.testing.assert_array_equal(x, [0, 2])
+    assert plots.benchmarks(curves) == ["mini_aime"]
+    # before the first evaluation of RL there is nothing to draw on its axis
+    begun = plots.load(workdir([sft, *stage("grpo", {}, rollout(31.0, 0.5), rollout(32.0, 0.5))]))
+    assert plots.benchmarks(begun) == []
+    assert lines(plots.response_length(begun).axes[0])["training rollouts"][1] == [31.0, 32.0]
+
+
 def test_response_length_shows_the_data(workdir):
     above, below = plots.response_length(plots.load(workdir([*PRETRAIN, *run()]))).axes
     assert lines(above) == {
