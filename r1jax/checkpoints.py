@@ -7,6 +7,7 @@ A checkpoint that cannot be read (truncated, foreign) is moved aside, never dele
 before it is used.
 """
 
+import hashlib
 import json
 import logging
 import shutil
@@ -185,6 +186,16 @@ def load_params(folder: Path, template):
         raise CheckpointError(
             f"{folder} is not a readable checkpoint of this model: {_first_line(error)}"
         ) from error
+
+
+def fingerprint(tree) -> str:
+    """SHA-256 (hex) of the names, types, shapes and bytes of a tree of arrays."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.asarray(jax.device_get(leaf))
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def abstract(tree):

@@ -1,4 +1,4 @@
-"""The command line: `r1jax train | eval | sample | export | plot | bench`.
+"""The command line: `r1jax train | eval | sample | export | plot | report | bench`.
 
 Modules that start jax are imported by the command that needs them, so that `--help` and
 errors in flags come at once.
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         actions = {
             "train": _train, "eval": _eval, "sample": _sample, "export": _export, "plot": _plot,
-            "bench": _bench,
+            "report": _report, "bench": _bench,
         }  # fmt: skip
         actions[known.command](known, rest)
     except (ValueError, CheckpointError, RuntimeError, OSError) as error:
@@ -65,6 +65,11 @@ def _parser():
     )  # fmt: skip
     train.add_argument("--config", required=True, help="experiments/FILE.py:VARIANT")
     train.add_argument("--workdir", required=True, help="folder for all that the run makes")
+    train.add_argument(
+        "--rerun", action="store_true",
+        help="allow another config than the folder was made with: make again what it changes, "
+        "and keep what was there under superseded/",
+    )  # fmt: skip
     evaluate = commands.add_parser(
         "eval", help="the paper's evaluation of a model", allow_abbrev=False
     )
@@ -104,6 +109,10 @@ def _parser():
     export.add_argument("--out", required=True, help="folder to make")
     plot = commands.add_parser("plot", help="draw the figures of a run", allow_abbrev=False)
     plot.add_argument("--workdir", required=True)
+    report = commands.add_parser(
+        "report", help="write report.html of a run, finished or not", allow_abbrev=False
+    )
+    report.add_argument("--workdir", required=True)
     bench = commands.add_parser("bench", help="measure speed and memory", allow_abbrev=False)
     bench.add_argument("kind", choices=("rollout", "step", "logprobs", "rewards"))
     bench.add_argument("--size", choices=("S", "M"), default="S")
@@ -113,7 +122,7 @@ def _parser():
     bench.add_argument("--only", choices=("chunks", "full"), help=argparse.SUPPRESS)
     return parser, {
         "train": train, "eval": evaluate, "sample": sample, "export": export, "plot": plot,
-        "bench": bench,
+        "report": report, "bench": bench,
     }  # fmt: skip
 
 
@@ -178,7 +187,7 @@ def _train(flags, overrides) -> None:
     from r1jax import config
     from r1jax.train import train
 
-    train(config.load(flags.config, overrides), flags.workdir)
+    train(config.load(flags.config, overrides), flags.workdir, rerun=flags.rerun)
 
 
 def _check_eval(flags, parser) -> None:
@@ -246,6 +255,15 @@ def _plot(flags, _) -> None:
 
     for path in plots.draw(Path(flags.workdir)):
         print(path)
+
+
+def _report(flags, _) -> None:
+    from r1jax.report import draw_stages, format_table, stage_table, write_report
+
+    print(format_table(stage_table(flags.workdir)))
+    for path in (write_report(flags.workdir), draw_stages(flags.workdir)):
+        if path:
+            print(path)
 
 
 def _bench(flags, _) -> None:

@@ -135,9 +135,10 @@ def _respond(evaluator: Evaluator, params, name: str, kept: KeptResponses):
             kept.add(new)
             bar.update(len(new))
 
-        _, rates, scores = evaluator.respond(
+        _, graded, scores = evaluator.respond(
             params, name, 0, kept=complete, on_tokens=count, on_responses=keep
         )
+    rates = np.array([g["accuracy"] for g in graded]).reshape(len(problems), -1).mean(axis=1)
     return rates, {"questions": len(problems)} | scores
 
 

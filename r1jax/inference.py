@@ -9,19 +9,19 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from r1jax import checkpoints, models, pipeline
+from r1jax import assembly, checkpoints, models
 from r1jax.config import unknown
 from r1jax.data.convert import to_huggingface
 from r1jax.data.tokenizers import SentencePieceTokenizer, StreamDecoder, open_tokenizer
 from r1jax.models import huggingface
 from r1jax.models.huggingface import is_folder
 from r1jax.models.huggingface_config import to_json
+from r1jax.process import enable_compilation_cache
 from r1jax.rewards import Response
 from r1jax.run import Run
 from r1jax.sampling.engine import SamplingConfig
 from r1jax.sharding import make_mesh
 from r1jax.templates import TEMPLATES, Template
-from r1jax.train import enable_compilation_cache
 
 log = logging.getLogger("r1jax")
 
@@ -53,9 +53,9 @@ def open_model(
     folder = Path(path).absolute() if published else checkpoints.find(path)
     config, workdir = models.read_config(folder), models.tokenizer_folder(folder)
     tokenizer = open_tokenizer(workdir)
-    pipeline.check_vocabulary(tokenizer, config, f"the tokenizer in {workdir}")
+    assembly.check_vocabulary(tokenizer, config, f"the tokenizer in {workdir}")
     if template is not None:
-        prompt = pipeline.make_template(template, tokenizer, {})
+        prompt = assembly.make_template(template, tokenizer, {})
     elif not published:
         prompt = Template(**checkpoints.load_meta(folder)["template"])
     elif (folder / ABOUT).is_file():
@@ -63,7 +63,7 @@ def open_model(
     else:
         template = "chat" if tokenizer.chat_template else "r1_zero"
         log.info("prompts: template %s (--template takes another)", template)
-        prompt = pipeline.make_template(template, tokenizer, {})
+        prompt = assembly.make_template(template, tokenizer, {})
     model, params = models.load(folder, mesh=mesh, dtype=dtype)
     run = Run(
         workdir=workdir, stage="inference", seed=seed, mesh=mesh, model=model,

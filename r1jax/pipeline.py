@@ -1,419 +1,219 @@
-"""An experiment: named stages in order, each starting from another's parameters.
+"""An experiment as a pipeline: named stages in order, each given what earlier ones made.
 
-    config.stages = ("pretrain", "grpo")       in this order
-    config.pretrain.kind = "pretrain"          which loop of `r1jax.stages`
-    config.grpo.init = "pretrain"              whose parameters it starts from
-
-A finished stage is skipped when the same command runs again; an unfinished one resumes
-from its newest checkpoint. `manifest.json` says what each stage was made from.
+A finished stage is skipped when the same command runs again, an unfinished one resumes from
+what it saved. `manifest.json` says what each artefact was made from. Where a config or a file
+has changed, the stages that this touches, and all that depend on them, can be made again; what
+they had made is moved aside, never deleted.
 """
 
+import contextlib
 import dataclasses
-import json
-import subprocess
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import hashlib
+import logging
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import jax
 
-import r1jax
-from r1jax import checkpoints, config, models
+from r1jax import assembly, checkpoints
 from r1jax.config import ConfigError
-from r1jax.data.chat import chat_prompt
-from r1jax.data.examples import load_examples
-from r1jax.data.mixing import Mixture, load_mixture
-from r1jax.data.packing import plan
-from r1jax.data.sources import checksums, fingerprint, load_benchmarks
-from r1jax.data.tasks import TASKS
-from r1jax.data.tokenizers import (
-    JSON_FILE,
-    MODEL_FILE,
-    Tokenizer,
-    open_tokenizer,
-    train_sentencepiece,
-)
-from r1jax.models import load_params, lora, make_model
+from r1jax.data.sources import fingerprint, load_benchmarks
+from r1jax.experiment import Experiment, Stage, model_config
+from r1jax.kinds import Data, Given
+from r1jax.manifest import Manifest, input_hashes
+from r1jax.models import load_params, make_model
 from r1jax.models.decoder import parameter_count
-from r1jax.models.families import CONFIGS, FREE, Config
 from r1jax.models.huggingface import is_folder
-from r1jax.models.presets import PRESETS
 from r1jax.process import keep_large_blocks, one_thread
-from r1jax.rewards.graders import check_ready
 from r1jax.run import Run
 from r1jax.sharding import make_mesh
-from r1jax.stages import evaluate, grpo, pretrain, sft
-from r1jax.templates import TEMPLATES, Template
-from r1jax.writers import Writer, replace
+from r1jax.stages import evaluate
+from r1jax.writers import Writer, read_lines
 
-KINDS = {"pretrain": pretrain.PretrainConfig, "sft": sft.SftConfig, "grpo": grpo.GrpoConfig}
-VOCABULARY_MULTIPLE = 16  # the model's vocabulary is padded to it, so that meshes divide it
+log = logging.getLogger("r1jax")
 
 
-@dataclass(frozen=True)
-class MeshConfig:
-    data: int = 1
-    fsdp: int = -1
-    tensor: int = 1
-    expert: int = 1
+class Pipeline:
+    """An experiment in a workdir. Making it reads and checks everything that is there already.
 
-
-@dataclass(frozen=True)
-class TokenizerConfig:
-    """A tokenizer at `path` (a folder, its tokenizer.json, or a sentencepiece model), or one
-    trained on `corpus` (`task:NAME`, or a .jsonl file of examples) with at most `vocabulary`
-    pieces."""
-
-    path: str = ""
-    corpus: str = ""
-    vocabulary: int = 512
-    merge_words: bool = False
-
-    def __post_init__(self):
-        if bool(self.path) == bool(self.corpus):
-            raise ValueError("set either path (of a tokenizer) or corpus (to train one)")
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One entry of `config.stages`; `init` is an earlier stage, a checkpoint, or '' (random)."""
-
-    name: str
-    kind: str
-    init: str
-    settings: pretrain.PretrainConfig | sft.SftConfig | grpo.GrpoConfig
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """A whole config, checked. `template` names a prompt of `r1jax.templates`, or is 'chat':
-    the tokenizer's own chat template, given the variables `chat` (and a `system` message)."""
-
-    seed: int
-    template: str
-    chat: Mapping
-    mesh: MeshConfig
-    tokenizer: TokenizerConfig
-    model: Mapping
-    stages: tuple[Stage, ...]
-    evaluate: evaluate.EvaluateConfig | None
-    plain: Mapping = field(repr=False)
-
-
-def parse(plain: Mapping) -> Experiment:
-    """Checks a plain config as far as that needs no file; raises ConfigError."""
-    plain = dict(plain)
-    names = plain.get("stages", ())
-    if not isinstance(names, list | tuple):
-        raise ConfigError(f"config.stages={names!r} is no tuple; write ({names!r},)")
-    known = {
-        "seed", "template", "chat", "mesh", "tokenizer", "model", "stages", "evaluate", "data",
-        "weights", *names,
-    }  # fmt: skip
-    # A stage that `stages` leaves out may stay defined.
-    known |= {
-        name for name, value in plain.items() if isinstance(value, Mapping) and "kind" in value
-    }
-    for key in plain:
-        if key not in known:
-            raise ConfigError(config.unknown(f"config.{key}", key, sorted(known)))
-    if "weights" in plain and not plain["weights"]:
-        raise ConfigError(
-            "config.weights is not set; give it with --config.weights=FOLDER (Hugging Face's, a "
-            "run's or a checkpoint's)"
-        )
-    if not names:
-        raise ConfigError("config.stages is empty; name at least one stage")
-    template = plain.get("template", "r1_zero")
-    if template != "chat" and template not in TEMPLATES:
-        raise ConfigError(
-            config.unknown(f"config.template={template!r}", template, [*TEMPLATES, "chat"])
-        )
-    chat = plain.get("chat", {})
-    config.check_section(chat, "config.chat")
-    seed = plain.get("seed", 0)
-    if type(seed) is not int or seed < 0:
-        raise ConfigError(f"config.seed={seed!r} must be an integer >= 0")
-    model = plain.get("model", {})
-    config.check_section(model, "config.model")
-    model_config(model, vocabulary=1)
-    tokenizer = plain.get("tokenizer") or {}
-    if not tokenizer and "path" in model:
-        tokenizer = {"path": str(models.tokenizer_folder(model["path"]))}
-    evaluation = plain.get("evaluate")
-    return Experiment(
-        seed=seed,
-        template=template,
-        chat=chat,
-        mesh=config.build(MeshConfig, plain.get("mesh", {}), "config.mesh"),
-        tokenizer=config.build(TokenizerConfig, tokenizer, "config.tokenizer"),
-        model=model,
-        stages=tuple(_stage(plain, name, names[:i]) for i, name in enumerate(names)),
-        evaluate=evaluation
-        and config.build(evaluate.EvaluateConfig, evaluation, "config.evaluate"),
-        plain=plain,
-    )
-
-
-def model_config(section: Mapping, *, vocabulary: int) -> Config:
-    """The config that `config.model` means; raises ConfigError.
-
-    `path` takes a folder's (Hugging Face's, a run's or a checkpoint's), `preset` a published
-    model's; beside either only what leaves the weights as they are may be set. Without one,
-    `family` says which kind is described, and `vocabulary` counts unless it is given.
+    Raises ConfigError for what would stop a stage later, and for stages that were made from
+    other inputs, unless `rerun` allows to make them again.
     """
-    section = dict(section)
-    path, preset = section.pop("path", None), section.pop("preset", None)
-    family = section.pop("family", "dense")  # says nothing beside the other two
-    if path and preset:
-        raise ConfigError(f"config.model has path={path!r} and preset={preset!r}; give one")
-    if family not in CONFIGS:
-        raise ConfigError(config.unknown(f"config.model.family={family!r}", family, list(CONFIGS)))
-    if preset and preset not in PRESETS:
-        raise ConfigError(config.unknown(f"config.model.preset={preset!r}", preset, list(PRESETS)))
-    if not (path or preset):
-        return config.build(CONFIGS[family], {"vocabulary": vocabulary, **section}, "config.model")
-    base = PRESETS[preset] if preset else models.read_config(path)
-    allowed = FREE if path else (*FREE, "rope_theta", "rope_scaling")
-    if fixed := [name for name in section if name not in allowed]:
-        raise ConfigError(
-            f"config.model.{fixed[0]} cannot be set beside {'path' if path else 'preset'}, which "
-            f"says what it is; what can: {', '.join(allowed)}"
+
+    def __init__(self, experiment: Experiment, workdir: Path, *, rerun: bool = False):
+        self.experiment, self.workdir = experiment, workdir
+        self.manifest = Manifest(workdir, experiment)
+        self.data = {
+            stage.name: self._read(stage)
+            for stage in experiment.stages
+            if not any(
+                r.makes == "examples" and r.target in stage.earlier for r in stage.references
+            )
+        }
+        self.benchmarks = {}
+        if experiment.evaluate:
+            self.benchmarks = load_benchmarks(experiment.evaluate.benchmarks)
+        self.hashes = input_hashes(experiment, self.data)
+        if outdated := self.manifest.outdated(self.hashes):
+            self._renew(outdated, rerun)
+        self.tokenizer = assembly.make_tokenizer(experiment.tokenizer, workdir, experiment.seed)
+        config = model_config(
+            experiment.model, vocabulary=assembly.padded_vocabulary(self.tokenizer)
         )
-    changed = {**dataclasses.asdict(base), **section}
-    return config.build(type(base), changed, "config.model")
+        self.model = make_model(config)
+        assembly.check_vocabulary(self.tokenizer, config, "config.tokenizer")
+        key = jax.eval_shape(lambda: jax.random.key(0))  # abstract: no thread of jax starts yet
+        weights = parameter_count(jax.eval_shape(self.model.init, key))
+        keep_large_blocks(4 * weights)
+        one_thread(weights)
+        self.mesh = make_mesh(**dataclasses.asdict(experiment.mesh))
+        self.template = assembly.make_template(experiment.template, self.tokenizer, experiment.chat)
+        for stage in experiment.stages:
+            if stage.name in self.data and not self.manifest.finished(stage.name):
+                self._check(stage, self.data[stage.name])
+        if self.benchmarks:
+            self._evaluator(self._run(experiment.stages[-1], None))
 
+    def execute(self, writer: Writer, *, loss: Callable | None = None) -> None:
+        """Runs what is left to do. `loss` replaces the policy loss of GRPO stages."""
+        with jax.set_mesh(self.mesh):
+            for stage in self.experiment.stages:
+                if not self.manifest.finished(stage.name):
+                    self._make(stage, writer, loss)
 
-def _stage(plain: Mapping, name: str, earlier: Sequence[str]) -> Stage:
-    if name not in plain:
-        raise ConfigError(f"config.stages names {name!r}, but there is no config.{name}")
-    config.check_section(plain[name], f"config.{name}")
-    section = dict(plain[name])
-    kind, init = section.pop("kind", name), section.pop("init", "")
-    if kind not in KINDS:
-        raise ConfigError(config.unknown(f"config.{name}.kind={kind!r}", kind, list(KINDS)))
-    if init and init not in earlier and not Path(init).is_dir():
-        raise ConfigError(
-            f"config.{name}.init={init!r} is neither an earlier stage "
-            f"({', '.join(earlier) or 'none'}) nor a checkpoint folder"
+    def _make(self, stage: Stage, writer: Writer, loss: Callable | None) -> None:
+        clocks = time.monotonic(), time.process_time()
+        if stage.name not in self.data:  # an earlier stage has made it by now
+            self.data[stage.name] = self._read(stage)
+            self._check(stage, self.data[stage.name])
+        data, run = self.data[stage.name], self._run(stage, writer)
+        self.manifest.begin(stage.name, self.hashes[stage.name])
+        evaluator = self._evaluator(run) if self.benchmarks else None
+        given = Given(
+            data=data,
+            params=self._initial(stage, run),
+            folders={
+                r.field: self._folder(r.target, stage)
+                for r in stage.references
+                if r.makes in ("model", "score")
+            },
+            evaluate=evaluator,
+            evaluate_every=self.experiment.evaluate.every if evaluator else 0,
+            loss=loss,
         )
-    if kind == "grpo" and not init:
-        raise ConfigError(
-            f"config.{name}.init is not set: name a stage or a checkpoint to start from"
+        made = stage.does.run(stage.settings, run, given)
+        if evaluator and stage.name in self.experiment.evaluate.stages:
+            self._evaluate(stage, evaluator, made.params, writer)
+        seconds = time.monotonic() - clocks[0], time.process_time() - clocks[1]
+        about = {
+            "artefact": self._artefact(stage, made.params),
+            "counts": dict(made.counts),
+            "benchmarks": {name: fingerprint(rows) for name, rows in self.benchmarks.items()},
+            "metrics": self._last_metrics(stage),
+            "wall_s": round(seconds[0], 1), "cpu_s": round(seconds[1], 1),  # of this process
+        }  # fmt: skip
+        self.manifest.finish(stage, data, about)
+
+    def _read(self, stage: Stage) -> Data:
+        return stage.does.read(stage.settings, self.experiment.seed, self._located(stage))
+
+    def _located(self, stage: Stage) -> Callable[[str], str]:
+        """Of what a stage names as examples: where an earlier stage wrote them, or as it is."""
+        return lambda target: (
+            str(self.workdir / "data" / f"{target}.jsonl") if target in stage.earlier else target
         )
-    return Stage(name, kind, init, config.build(KINDS[kind], section, f"config.{name}"))
 
+    def _renew(self, outdated: list[str], rerun: bool) -> None:
+        names = ", ".join(outdated)
+        if not rerun:
+            raise ConfigError(
+                f"{self.workdir}: a config or a file that these stages were made from has changed: "
+                f"{names}. Add --rerun to make them again (what they had made is kept, under "
+                "superseded/), or use another --workdir"
+            )
+        aside = self.manifest.set_aside(outdated)
+        if not self.manifest.begun:  # nothing stays: the tokenizer may have changed as well
+            assembly.forget_tokenizer(self.workdir, aside)
+        log.info("made again: %s; what was there is in %s", names, aside)
 
-def execute(
-    experiment: Experiment, workdir: Path, writer: Writer, *, loss: Callable | None = None
-) -> None:
-    """Runs what is left to do of an experiment. Everything is read and checked first."""
-    data = {stage.name: _load(stage, experiment.seed) for stage in experiment.stages}
-    benchmarks = {}
-    if experiment.evaluate:
-        benchmarks = load_benchmarks(experiment.evaluate.benchmarks)
-    tokenizer = make_tokenizer(experiment.tokenizer, workdir, experiment.seed)
-    model = make_model(model_config(experiment.model, vocabulary=padded_vocabulary(tokenizer)))
-    check_vocabulary(tokenizer, model.config, "config.tokenizer")
-    key = jax.eval_shape(lambda: jax.random.key(0))  # abstract: jax's threads do not start yet
-    weights = parameter_count(jax.eval_shape(model.init, key))
-    keep_large_blocks(4 * weights)
-    one_thread(weights)
-    mesh = make_mesh(**dataclasses.asdict(experiment.mesh))
-    template = make_template(experiment.template, tokenizer, experiment.chat)
-    manifest = Manifest(workdir / "manifest.json", experiment)
+    def _check(self, stage: Stage, data: Data) -> None:
+        """Raises ConfigError for what would stop the stage when the ones before it are done."""
+        with _blamed_on(stage):
+            stage.does.check(stage.settings, self._run(stage, None), data)
 
-    def run_of(stage: Stage, base: str = "") -> Run:
+    def _run(self, stage: Stage, writer: Writer | None) -> Run:
         return Run(
-            workdir=workdir, stage=stage.name, seed=experiment.seed, mesh=mesh, model=model,
-            tokenizer=tokenizer, template=template, writer=writer, base=base,
+            workdir=self.workdir, stage=stage.name, seed=self.experiment.seed, mesh=self.mesh,
+            model=self.model, tokenizer=self.tokenizer, template=self.template, writer=writer,
+            base=self._base(stage) if writer else "",
         )  # fmt: skip
 
-    for stage in experiment.stages:
-        if not manifest.finished(stage.name):
-            _check(stage, run_of(stage), data[stage.name].rows)
-    if benchmarks:
-        evaluate.Evaluator(experiment.evaluate, run_of(experiment.stages[-1]), benchmarks)
-    with jax.set_mesh(mesh):
-        for stage in experiment.stages:
-            if manifest.finished(stage.name):
-                continue
-            run = run_of(stage, _base(stage, workdir))
-            params = _initial(stage, run)
-            if stage.kind == "pretrain":
-                pretrain.run(stage.settings, run)
-            elif stage.kind == "sft":
-                sft.run(stage.settings, run, data[stage.name].given, params)
-            else:
-                evaluator = (
-                    evaluate.Evaluator(experiment.evaluate, run, benchmarks) if benchmarks else None
-                )
-                grpo.run(
-                    stage.settings, run, params, data[stage.name].given, evaluate=evaluator,
-                    evaluate_every=experiment.evaluate.every if evaluator else 0, loss=loss,
-                )  # fmt: skip
-            manifest.finish(stage, data[stage.name], benchmarks)
+    def _folder(self, target: str, stage: Stage) -> Path:
+        """Of a model or score model: the checkpoint or published folder that is meant."""
+        own = self.workdir / "checkpoints" / target
+        path = own if target in stage.earlier else Path(target).resolve()
+        return path if is_folder(path) else checkpoints.find(path)
 
+    def _base(self, stage: Stage) -> str:
+        """What a stage starts from: '', a checkpoint of this run (relative), or a folder."""
+        if not stage.init:
+            return ""
+        path = self._folder(stage.init, stage)
+        inside = path.is_relative_to(self.workdir)
+        return str(path.relative_to(self.workdir) if inside else path)
 
-class _Data(NamedTuple):
-    """What a stage reads."""
+    def _initial(self, stage: Stage, run: Run):
+        """Parameters that a stage starts from, or None for random ones.
 
-    rows: list[dict]
-    given: Mixture | list[dict] | None  # to the stage
-    read: dict[str, Any]  # of which files, and what was left out
-
-    def summary(self) -> dict[str, Any] | None:
-        """For the manifest."""
-        if not self.rows:
+        Under adapters they stay as they are, so they need no more digits than the activations,
+        unless they are themselves a sum with adapters, which a narrow type would round away.
+        """
+        if not run.base:
             return None
-        return {"rows": len(self.rows), "sha256": fingerprint(self.rows)} | self.read
+        path, settings = run.workdir / run.base, getattr(stage.settings, "lora", None)
+        adapted = not is_folder(path) and "lora" in checkpoints.load_meta(path)
+        frozen = settings is not None and settings.rank and not adapted
+        dtype = run.model.config.dtype if frozen else "float32"
+        return load_params(path, run.model, run.mesh, dtype)
+
+    def _evaluator(self, run: Run) -> evaluate.Evaluator:
+        return evaluate.Evaluator(self.experiment.evaluate, run, self.benchmarks)
+
+    def _evaluate(self, stage: Stage, evaluator, params, writer: Writer) -> None:
+        """Evaluates what a stage made, unless its own loop did so at its last step."""
+        rows = [r for r in read_lines(self.workdir / "metrics.jsonl") if r["stage"] == stage.name]
+        last = rows[-1]
+        if not any(name.startswith("eval/") for name in last):
+            writer.metrics(stage.name, last["step"], evaluator(params, last["step"]))
+
+    def _artefact(self, stage: Stage, params) -> dict[str, str]:
+        makes = stage.does.makes
+        if makes in ("model", "score"):
+            path = checkpoints.find(self.workdir / "checkpoints" / stage.name)
+            sha256 = checkpoints.fingerprint(params)
+        else:
+            folder, ending = ("data", "jsonl") if makes == "examples" else ("results", "json")
+            path = self.workdir / folder / f"{stage.name}.{ending}"
+            sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        return {"kind": makes, "path": str(path.relative_to(self.workdir)), "sha256": sha256}
+
+    def _last_metrics(self, stage: Stage) -> dict[str, float]:
+        """The last value of every metric of a stage but for those of its speed."""
+        values = {}
+        for row in read_lines(self.workdir / "metrics.jsonl"):
+            if row["stage"] == stage.name:
+                values |= row
+        return {
+            k: v
+            for k, v in values.items()
+            if k not in ("step", "stage", "wall_s") and not k.startswith("throughput/")
+        }
 
 
-def _load(stage: Stage, seed: int) -> _Data:
-    """Problems or examples of a stage."""
-    settings = stage.settings
-    if stage.kind == "sft":
-        examples = load_examples(settings.examples)
-        return _Data(examples, examples, {})
-    if stage.kind != "grpo":
-        return _Data([], None, {})
-    mixture, counts = load_mixture(
-        settings.problems, seed=seed, pass_rates=settings.pass_rates,
-        band=settings.pass_rate_band, without=settings.decontaminate,
-    )  # fmt: skip
-    read = {"sources": counts, "files": checksums(settings.problems)}
-    return _Data(mixture.problems, mixture, read)
-
-
-def _check(stage: Stage, run: Run, data: list[dict]) -> None:
-    """Raises ConfigError for what would stop the stage when the ones before it are done."""
+@contextlib.contextmanager
+def _blamed_on(stage: Stage):
     try:
-        if stage.kind == "grpo":
-            check_ready(data)
-            run.sampler(stage.settings.sampling).check([run.prompt(p["question"]) for p in data])
-        if stage.kind == "sft":
-            documents = [run.document(e["question"], e["response"]) for e in data]
-            plan([len(d.tokens) for d in documents], stage.settings.row_tokens)
-        if settings := getattr(stage.settings, "lora", None):
-            shapes = jax.eval_shape(run.model.init, jax.random.key(0))
-            jax.eval_shape(lambda p: lora.split(p, settings, jax.random.key(0)), shapes)
+        yield
     except ValueError as error:
         raise ConfigError(f"config.{stage.name}: {error}") from error
-
-
-def _base(stage: Stage, workdir: Path) -> str:
-    """What a stage starts from: '', a checkpoint (of this run: relative to it), or a folder."""
-    if not stage.init:
-        return ""
-    own = workdir / "checkpoints" / stage.init  # an absolute path stays as it is
-    path = own if own.is_dir() else Path(stage.init).resolve()
-    path = path if is_folder(path) else checkpoints.find(path)
-    return str(path.relative_to(workdir) if path.is_relative_to(workdir) else path)
-
-
-def _initial(stage: Stage, run: Run):
-    """Parameters that a stage starts from, or None for random ones.
-
-    Under adapters they stay as they are, so they need no more digits than the activations,
-    unless they are themselves a sum with adapters, which a narrow type would round away.
-    """
-    if not run.base:
-        return None
-    path, settings = run.workdir / run.base, getattr(stage.settings, "lora", None)
-    adapted = not is_folder(path) and "lora" in checkpoints.load_meta(path)
-    frozen = settings is not None and settings.rank and not adapted
-    dtype = run.model.config.dtype if frozen else "float32"
-    return load_params(path, run.model, run.mesh, dtype)
-
-
-def padded_vocabulary(tokenizer: Tokenizer) -> int:
-    return tokenizer.vocabulary + -tokenizer.vocabulary % VOCABULARY_MULTIPLE
-
-
-def check_vocabulary(tokenizer: Tokenizer, model: Config, where: str) -> None:
-    """Raises ConfigError for a tokenizer that knows more ids than the model."""
-    if tokenizer.vocabulary > model.vocabulary:
-        raise ConfigError(
-            f"{where} has {tokenizer.vocabulary} ids, but the model's vocabulary is "
-            f"{model.vocabulary}: the tokenizer is another model's; take the one that came "
-            "with the weights"
-        )
-
-
-def make_template(name: str, tokenizer: Tokenizer, chat: Mapping) -> Template:
-    """The prompt template of that name; 'chat' is the tokenizer's own."""
-    if name != "chat":
-        return TEMPLATES[name]
-    try:
-        return chat_prompt(tokenizer, **chat)
-    except ValueError as error:
-        raise ConfigError(f"config.template='chat': {error}") from error
-
-
-def make_tokenizer(settings: TokenizerConfig, workdir: Path, seed: int) -> Tokenizer:
-    """The run's tokenizer, kept in its folder; trained there if it must be and is not yet."""
-    if any((workdir / name).exists() for name in (JSON_FILE, MODEL_FILE)):
-        return open_tokenizer(workdir)
-    if settings.path:
-        tokenizer = open_tokenizer(settings.path)
-    else:
-        if settings.corpus.startswith("task:"):
-            name = settings.corpus.removeprefix("task:")
-            if name not in TASKS:
-                raise ConfigError(
-                    config.unknown(f"config.tokenizer.corpus={name!r}", name, list(TASKS))
-                )
-            corpus = TASKS[name].corpus(seed)
-        else:
-            corpus = [text for row in load_examples(settings.corpus) for text in row.values()]
-        tokenizer = train_sentencepiece(
-            corpus, settings.vocabulary, merge_words=settings.merge_words
-        )
-    keep_tokenizer(tokenizer, workdir)
-    return tokenizer
-
-
-def keep_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Writes the tokenizer's files; the one by which it is found last, when all are there."""
-    files = tokenizer.files()
-    for name in sorted(files, key=lambda name: name in (JSON_FILE, MODEL_FILE)):
-        replace(folder / name, files[name])
-
-
-def _commit() -> str | None:
-    """Commit of the checkout that the code runs from, `-dirty` if changed; None outside of one."""
-    folder = Path(r1jax.__file__).parent
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-class Manifest:
-    """manifest.json: what each artefact of a run was made from."""
-
-    def __init__(self, path: Path, experiment: Experiment):
-        self._path = path
-        self._content = json.loads(path.read_text()) if path.exists() else {
-            "r1jax": r1jax.__version__,
-            "commit": _commit(), "jax": jax.__version__, "seed": experiment.seed,
-            "config_hash": config.digest(experiment.plain), "stages": {},
-        }  # fmt: skip
-        self._plain = experiment.plain
-
-    def finished(self, stage: str) -> bool:
-        return stage in self._content["stages"]
-
-    def finish(self, stage: Stage, data: _Data, benchmarks: Mapping) -> None:
-        newest = checkpoints.find(self._path.parent / "checkpoints" / stage.name)
-        self._content["stages"][stage.name] = {
-            "checkpoint": str(newest.relative_to(self._path.parent)),
-            "kind": stage.kind,
-            "init": stage.init or None,
-            "config_hash": config.digest(self._plain[stage.name]),
-            "data": data.summary(),
-            "benchmarks": {name: fingerprint(rows) for name, rows in benchmarks.items()},
-        }
-        replace(self._path, json.dumps(self._content, indent=2) + "\n")

@@ -4,6 +4,7 @@ import ctypes
 import glob
 import os
 import sys
+from pathlib import Path
 
 # Of mallopt(3), from glibc's malloc.h.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -3, -4, -8
@@ -71,3 +72,13 @@ def _set(option: int, value: int) -> bool:
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and mallopt(option, value) == 1
+
+
+def enable_compilation_cache() -> None:
+    """Keeps compiled programs between processes, unless the user set a folder of their own."""
+    import jax  # not above: what stands before has to be called first
+
+    if jax.config.jax_compilation_cache_dir is None:
+        folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "r1jax" / "xla"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -2,9 +2,10 @@
 
 import dataclasses
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -50,10 +51,17 @@ class Run:
         words = [zlib.crc32(n.encode()) if isinstance(n, str) else n for n in (self.stage, *names)]
         return np.random.default_rng([self.seed, *words])
 
-    def checkpoints(self, *, keep: int = 2, lora: LoraConfig | None = None) -> Checkpoints:
+    def checkpoints(
+        self,
+        *,
+        keep: int = 2,
+        lora: LoraConfig | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> Checkpoints:
         """The stage's checkpoints, which say themselves what model and prompt they belong to.
 
         With adapters (`lora.rank`) they hold these alone, and say what base they adapt.
+        `extra` goes into their meta too: JSON, such as `models.scoring.about`.
         """
         about = {
             "stage": self.stage,
@@ -65,6 +73,7 @@ class Run:
             if not self.base:
                 raise ValueError("adapters need a base that is on disk; set the stage's init")
             about["lora"] = dataclasses.asdict(lora) | {"base": self.base}
+        about |= extra or {}
         return Checkpoints(self.workdir / "checkpoints" / self.stage, about=about, keep=keep)
 
     def prompt(self, question: str) -> list[int]:

@@ -15,7 +15,7 @@ from r1jax.rewards import Response
 
 ROOT = Path(__file__).parents[1]
 TINY = f"{ROOT / 'experiments' / 'r1_zero.py'}:tiny"
-COMMANDS = ("train", "eval", "sample", "plot")
+COMMANDS = ("train", "eval", "sample", "plot", "report")
 
 
 @pytest.fixture
@@ -147,8 +147,8 @@ def test_a_used_workdir_refuses_another_config(trained, capsys):
         "--config.grpo.epochs=2", "--config.evaluate.benchmarks=('mini_aime',)",
     )  # fmt: skip
     assert said == (
-        f"r1jax train: {trained} was made with another config; use another --workdir, "
-        "or take back:\n"
+        f"r1jax train: {trained} was made with another config; use another --workdir, add "
+        "--rerun to make again what this changes, or take back:\n"
         "  config.evaluate.benchmarks: ['mini_aime_dev'] -> ['mini_aime']\n"
         "  config.grpo.epochs: None -> 2\n"
         "  config.grpo.lr: 0.0002 -> 0.5\n"
@@ -276,7 +276,7 @@ def test_a_run_without_its_tokenizer(trained, tmp_path, problems, capsys):
     assert f"no tokenizer in {run}: expected tokenizer.json or tokenizer.model" in said
 
 
-# --- sample, plot ----------------------------------------------------------------------
+# --- sample, plot, report --------------------------------------------------------------
 
 
 def test_sample(trained, capsys):
@@ -319,5 +319,18 @@ def test_plot(trained, tmp_path, capsys):
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in paths)
 
 
+def test_report(trained, tmp_path, capsys):
+    for name in ("config.json", "manifest.json", "metrics.jsonl", "samples.jsonl"):
+        shutil.copy(trained / name, tmp_path)
+    assert main(["report", f"--workdir={tmp_path}"]) == 0
+    *table, page, figure = capsys.readouterr().out.splitlines()
+    names = [line.split("|")[1].strip() for line in table[2:]]
+    assert names == ["pretrain (evaluated at the start of grpo)", "grpo"]
+    assert page == str(tmp_path / "report.html") and figure == str(tmp_path / "plots/stages.png")
+    text = (tmp_path / "report.html").read_text()
+    assert "2 of 2 finished" in text and "Response length" in text and 'class="response"' in text
+
+
 def test_plot_of_nothing(tmp_path, capsys):
     assert "metrics.jsonl" in fails(capsys, "plot", f"--workdir={tmp_path}")
+    assert "has none of config.json" in fails(capsys, "report", f"--workdir={tmp_path}")

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict, config_dict
 
-from r1jax import config, pipeline
+from r1jax import config
 from r1jax.config import ConfigError
+from r1jax.experiment import parse
 
 FILE = str(Path(__file__).parents[1] / "experiments" / "r1_zero.py")
 TINY = f"{FILE}:tiny"
@@ -16,7 +17,7 @@ TINY = f"{FILE}:tiny"
 
 def settings(*overrides, path=TINY):
     """The checked experiment."""
-    return pipeline.parse(config.plain(config.load(path, overrides)))
+    return parse(config.plain(config.load(path, overrides)))
 
 
 def stage(experiment, name):

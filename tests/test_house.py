@@ -45,7 +45,11 @@ def test_package_data_ships_the_fixed_problem_files():
     setup = (ROOT / "setup.py").read_text()
     assert '"r1jax.data.tasks": ["*.jsonl"]' in setup
     files = sorted(p.name for p in (ROOT / "r1jax/data/tasks").glob("*.jsonl"))
-    assert files == ["mini_aime_dev.jsonl", "mini_aime_test.jsonl"]
+    assert files == [
+        f"{task}_{part}.jsonl"
+        for task in ("mini_aime", "mini_general", "mini_world")
+        for part in ("dev", "test")
+    ]
 
 
 def test_every_imported_library_is_a_requirement():

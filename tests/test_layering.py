@@ -13,18 +13,20 @@ ROOT = Path(__file__).parents[1]
 LAYERS = {
     "maths": (
         "r1jax.types", "r1jax.shapes", "r1jax.losses", "r1jax.advantages", "r1jax.logprobs",
-        "r1jax.metrics",
+        "r1jax.metrics", "r1jax.divergence", "r1jax.head",
     ),
     "text": ("r1jax.rewards", "r1jax.templates"),
     "machinery": (
         "r1jax.models", "r1jax.sampling", "r1jax.data", "r1jax.sharding", "r1jax.optim",
         "r1jax.learner", "r1jax.rollouts", "r1jax.checkpoints", "r1jax.writers", "r1jax.plots",
-        "r1jax.run", "r1jax.process", "r1jax.responses",
+        "r1jax.run", "r1jax.process", "r1jax.responses", "r1jax.scoring", "r1jax.search",
+        "r1jax.experience", "r1jax.compute", "r1jax.report", "r1jax.judging",
     ),
     "stages": ("r1jax.stages",),
     "top": (
         "r1jax.pipeline", "r1jax.train", "r1jax.config", "r1jax.cli", "r1jax.inference",
-        "r1jax.bench", "r1jax.bench_rewards", "r1jax.evaluation",
+        "r1jax.bench", "r1jax.bench_rewards", "r1jax.evaluation", "r1jax.experiment", "r1jax.kinds",
+        "r1jax.manifest", "r1jax.assembly",
     ),
 }  # fmt: skip
 BELOW = {

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 import r1jax
-from r1jax import checkpoints, config, pipeline
+from r1jax import checkpoints, config, models
 from r1jax.cli import main
 from r1jax.data.sources import fingerprint, load_problems
+from r1jax.experiment import model_config, parse
 from r1jax.models import abstract_params, huggingface_config, make_model
 from r1jax.models.presets import PRESETS
 from r1jax.train import train
@@ -129,14 +130,28 @@ def test_the_manifest_says_what_each_stage_was_made_from(trained):
         assert len(manifest["commit"].removesuffix("-dirty")) == len(head)
     benchmarks = {"mini_aime_dev": fingerprint(load_problems("mini_aime_dev"))}
     problems = load_problems("task:mini_aime:4096")
-    assert manifest["stages"] == {
+    stages = manifest["stages"]
+    for name, (step, lr) in {"pretrain": (8, None), "grpo": (3, 1e-4)}.items():
+        stage = stages[name]
+        assert stage.pop("wall_s") > 0 and stage.pop("cpu_s") > 0
+        params = models.load(trained / "checkpoints" / name / str(step))[1]
+        assert stage.pop("artefact") == {
+            "kind": "model", "path": f"checkpoints/{name}/{step}",
+            "sha256": checkpoints.fingerprint(params),
+        }  # fmt: skip
+        assert stage.pop("metrics").get("lr") == (lr and pytest.approx(lr))
+        assert stage.pop("input_hash") == manifest["begun"][name]
+        assert stage.pop("commit") == manifest["commit"]
+        assert stage.pop("r1jax") == r1jax.__version__ and stage.pop("jax") == jax.__version__
+    assert stages == {
         "pretrain": {
-            "checkpoint": "checkpoints/pretrain/8", "kind": "pretrain", "init": None,
-            "config_hash": config.digest(plain["pretrain"]), "data": None,
+            "checkpoint": "checkpoints/pretrain/8", "kind": "pretrain", "init": None, "inputs": {},
+            "config_hash": config.digest(plain["pretrain"]), "data": None, "counts": {},
             "benchmarks": benchmarks,
         },
         "grpo": {
             "checkpoint": "checkpoints/grpo/3", "kind": "grpo", "init": "pretrain",
+            "inputs": {"init": {"stage": "pretrain"}}, "counts": {},
             "config_hash": config.digest(plain["grpo"]),
             "benchmarks": benchmarks,
             "data": {
@@ -216,13 +231,13 @@ def test_a_checkpoint_of_another_shape_is_refused(trained, tmp_path, capsys):
 
 def parameters(experiment, vocabulary, mesh):
     """Number of parameters of the experiment's model, after laying them out on a mesh."""
-    model = make_model(pipeline.model_config(experiment.model, vocabulary=vocabulary))
+    model = make_model(model_config(experiment.model, vocabulary=vocabulary))
     shapes = abstract_params(model, mesh)
     return sum(int(np.prod(s.shape)) for s in jax.tree.leaves(shapes))
 
 
 def test_mini_builds(mesh8):
-    experiment = pipeline.parse(config.plain(config.load(f"{FILE}:mini")))
+    experiment = parse(config.plain(config.load(f"{FILE}:mini")))
     assert [s.name for s in experiment.stages] == ["pretrain", "grpo"]
     # A layer: queries 64·64 + 64, keys and values 2(64·32 + 32), output 64·64, feed-forward
     # 3·64·192, two norms of 64: 49,408. Three of them, the table 400·64 and a norm.
@@ -233,7 +248,7 @@ def test_paper_builds(mesh8, tmp_path):
     shape = huggingface_config.to_json(PRESETS["Qwen2.5-32B"], "bfloat16")
     (tmp_path / "config.json").write_text(json.dumps(shape))
     overrides = [f"--config.data={tmp_path}/x.jsonl", f"--config.weights={tmp_path}"]
-    experiment = pipeline.parse(config.plain(config.load(f"{FILE}:paper", overrides)))
+    experiment = parse(config.plain(config.load(f"{FILE}:paper", overrides)))
     grpo = experiment.stages[0].settings
     # The paper (second-hand): 8,192 outputs a rollout, 16 minibatches of 32 questions × 16;
     # 10,400 updates; the reference follows every 400 of them; sampled at temperature 1.

@@ -241,16 +241,16 @@ def test_a_config_that_does_not_fit_the_weights(exported, tmp_path, capsys, over
     ],
 )
 def test_a_model_that_cannot_be(model, message):
-    from r1jax import pipeline
+    from r1jax.experiment import model_config
 
     with pytest.raises((ConfigError, checkpoints.CheckpointError), match=message):
-        pipeline.model_config(model, vocabulary=1)
+        model_config(model, vocabulary=1)
 
 
 def test_a_preset_may_be_changed():
-    from r1jax import pipeline
+    from r1jax.experiment import model_config
 
-    changed = pipeline.model_config(
+    changed = model_config(
         dict(preset="DeepSeek-V3-Base", context=4096, rope_scaling=dict(kind="linear", factor=2)),
         vocabulary=1,
     )

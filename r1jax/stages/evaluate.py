@@ -4,17 +4,19 @@ PAPER: arXiv:2501.12948, section 3 (temperature 0.6, top-p 0.95, pass@1 as the m
 samples, cons@k as the majority vote).
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from r1jax import metrics
-from r1jax.rewards import Response, reflection, whole_text
+from r1jax.rewards import Response, check_weights, reflection, whole_text
 from r1jax.rewards.graders import check_ready, grader_of
 from r1jax.rewards.pool import RewardPool
 from r1jax.run import Run
 from r1jax.sampling.engine import SamplingConfig
+from r1jax.writers import replace
 
 GRADED = {"accuracy": 1.0}
 
@@ -23,7 +25,10 @@ GRADED = {"accuracy": 1.0}
 class EvaluateConfig:
     """`benchmarks` are problem sources; `every` counts RL steps between evaluations.
 
-    `workers` processes grade responses while others are sampled (0: this process).
+    `workers` processes grade responses while others are sampled (0: this process). `measure` are
+    rewards whose means are reported beside the accuracy. The `stages` that are named
+    are evaluated at their end whatever their kind, and their last responses are kept in
+    `responses/STAGE.BENCHMARK.jsonl`.
     """
 
     benchmarks: tuple[str, ...]
@@ -35,6 +40,8 @@ class EvaluateConfig:
     cache_mb: int = 0  # memory for keys and values while decoding (0: whatever `rows` take)
     every: int = 8
     workers: int = 0
+    measure: tuple[str, ...] = ()
+    stages: tuple[str, ...] = ()
 
     def __post_init__(self):
         if not self.benchmarks:
@@ -44,7 +51,13 @@ class EvaluateConfig:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.workers < 0:
             raise ValueError(f"workers={self.workers} must not be negative")
+        check_weights(self.graded)
         self.sampling  # noqa: B018 - its own checks
+
+    @property
+    def graded(self) -> dict[str, float]:
+        """What every response is graded by: accuracy, and what is measured beside it."""
+        return GRADED | {name: 0.0 for name in self.measure if name not in GRADED}
 
     @property
     def sampling(self) -> SamplingConfig:
@@ -76,8 +89,10 @@ class Evaluator:
         """`eval/<benchmark>/…` metrics; one question's responses go to samples.jsonl."""
         values = {}
         for name, problems in self.problems.items():
-            responses, _, scores = self.respond(params, name, step)
+            responses, graded, scores = self.respond(params, name, step)
             values |= {f"eval/{name}/{k}": v for k, v in scores.items()}
+            if self.run.stage in self.config.stages:
+                self._keep(name, responses, graded)
             for i, response in enumerate(responses[0][:4]):
                 self.run.writer.sample(
                     self.run.stage, step,
@@ -87,6 +102,23 @@ class Evaluator:
                      "truncated": response.truncated},
                 )  # fmt: skip
         return values
+
+    def _keep(self, name: str, responses, graded) -> None:
+        """Writes the responses to a benchmark, with their grades."""
+        rows, graded = [], iter(graded)
+        for problem, group in zip(self.problems[name], responses, strict=True):
+            about = {"id": problem["id"], "question": problem["question"]}
+            for i, response in enumerate(group):
+                values = next(graded)
+                grades = {k: values[k] for k in self.config.graded}
+                rows.append(
+                    about | {"sample": i, "answer": problem["answer"], "text": whole_text(response),
+                    "tokens": response.tokens, "truncated": response.truncated} | grades
+                )  # fmt: skip
+        folder = self.run.workdir / "responses"
+        folder.mkdir(exist_ok=True)
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        replace(folder / f"{self.run.stage}.{name}.jsonl", lines)
 
     def respond(
         self,
@@ -98,7 +130,7 @@ class Evaluator:
         on_tokens: Callable | None = None,
         on_responses: Callable[[dict[tuple[int, int], Response]], None] | None = None,
     ):
-        """(responses by question, their pass rates, scores) of one benchmark.
+        """(responses by question, the grades of each, scores) of one benchmark.
 
         `kept` has the responses to some questions (by index) from before: those are not
         sampled again. A question's responses do not depend on which others are asked.
@@ -107,7 +139,7 @@ class Evaluator:
         problems, k = self.problems[name], self.config.samples
         asked = [i for i in range(len(problems)) if i not in kept]
         responses = {(i, j): r for i, group in kept.items() for j, r in enumerate(group)}
-        with RewardPool(GRADED, self.config.workers) as pool:
+        with RewardPool(self.config.graded, self.config.workers) as pool:
             pool.begin({i * k + j: (problems[i], r) for (i, j), r in responses.items()})
 
             def take(done) -> None:
@@ -129,8 +161,7 @@ class Evaluator:
             graded = pool.finish()
         groups = [[responses[i, j] for j in range(k)] for i in range(len(problems))]
         graded = [graded[row] for row in sorted(graded)]
-        rates = np.array([g["accuracy"] for g in graded]).reshape(-1, k).mean(axis=1)
-        return groups, rates, summary(problems, groups, graded)
+        return groups, graded, summary(problems, groups, graded, self.config.measure)
 
 
 def score(
@@ -147,13 +178,14 @@ def summary(
     problems: Sequence[Mapping],
     responses: Sequence[Sequence[Response]],
     graded: Sequence[Mapping[str, float]],
+    measure: Sequence[str] = (),
 ) -> dict[str, float]:
     """What graded responses (k to each problem; `graded` one after the other) amount to.
 
     pass@1 is the mean over all responses, with its standard error and 95% interval over
     questions; pass@2, 4, … up to k the unbiased estimates; cons@k the majority vote, where
     answers can vote. Then length in tokens, share truncated, reflective words a response,
-    and how many gradings failed and so counted as wrong.
+    the means of the grades in `measure`, and how many gradings failed and so counted as wrong.
     """
     k = len(responses[0])
     correct_Pk = np.array([g["accuracy"] for g in graded]).reshape(len(problems), k)
@@ -167,12 +199,16 @@ def summary(
     if None not in votes:
         values |= _with_interval(f"cons@{k}", votes)
     flat = [r for group in responses for r in group]
-    return values | {
-        "length": float(np.mean([r.tokens for r in flat])),
-        "truncated": float(np.mean([r.truncated for r in flat])),
-        "reflections": float(np.mean([reflection.count(r.text) for r in flat])),
-        "errors": float(sum(g["errors"] for g in graded)),
-    }
+    return (
+        values
+        | {
+            "length": float(np.mean([r.tokens for r in flat])),
+            "truncated": float(np.mean([r.truncated for r in flat])),
+            "reflections": float(np.mean([reflection.count(r.text) for r in flat])),
+            "errors": float(sum(g["errors"] for g in graded)),
+        }
+        | {name: float(np.mean([g[name] for g in graded])) for name in measure}
+    )
 
 
 def _powers(k: int) -> list[int]:

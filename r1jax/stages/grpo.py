@@ -24,16 +24,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from r1jax.advantages import group_relative
+from r1jax import compute
 from r1jax.data.mixing import Mixture
+from r1jax.experience import Begun, PreferenceRewards, Rounds, Scorer
 from r1jax.learner import PolicyLearner, init_state
 from r1jax.losses import LOSSES, truncated_importance
 from r1jax.losses.grpo import clip_range
 from r1jax.models import lora
 from r1jax.models.lora import LoraConfig
 from r1jax.optim import OPTIMIZERS, warmup
-from r1jax.rewards import check_weights, reflection
-from r1jax.rewards.graders import check_ready
+from r1jax.rewards import check_weights
 from r1jax.rewards.pool import LIMIT_S, RewardPool
 from r1jax.rollouts import join, packed_shape
 from r1jax.run import Run
@@ -54,6 +54,8 @@ class GrpoConfig:
     groups of equal rewards are replaced by further questions' (DAPO), in at most
     `max_sampling_rounds` rounds. With `lora.rank` adapters are trained on top of the
     policy's weights, which serve the reference too: it is the policy without them.
+
+    `rewards` are rules, `preference` adds rewards by models to them.
 
     `problems` is a source or a mixture of several by weight (`data.sources`). Those stay whose rate
     in the file `pass_rates` (`r1jax eval` writes it) lies in `pass_rate_band`, and that share no
@@ -85,6 +87,7 @@ class GrpoConfig:
     kl_coef: float = 0.001
     normalise_std: bool = True
     rewards: Mapping[str, float] = field(default_factory=lambda: {"accuracy": 1.0, "format": 1.0})
+    preference: PreferenceRewards | None = None
     reward_workers: int = 0  # processes that score; 0: this one
     reward_limit_s: float = LIMIT_S  # for one response
     reference_every: int = 0
@@ -152,6 +155,12 @@ class GrpoConfig:
         if self.temperature <= 0:
             raise ValueError(f"temperature={self.temperature} must be positive to learn from")
         check_weights(self.rewards)
+        if self.preference and self.preference.last > self.steps:
+            raise ValueError(
+                f"preference.last={self.preference.last} is more than steps={self.steps}"
+            )
+        if self.preference and (both := self.preference.models.keys() & self.rewards.keys()):
+            raise ValueError(f"{sorted(both)[0]!r} is a model and a rule; rename the model")
         self.sampling  # noqa: B018 - its own checks
 
     @property
@@ -161,6 +170,12 @@ class GrpoConfig:
             cache_mb=self.cache_mb,
         )  # fmt: skip
 
+    @property
+    def measured(self) -> dict[str, float]:
+        """Every rule reward that some problem has, with its weight in the stage's own sum."""
+        rules = self.preference.rules if self.preference else {}
+        return dict.fromkeys(rules, 0.0) | dict(self.rewards)
+
 
 def run(
     config: GrpoConfig,
@@ -168,11 +183,16 @@ def run(
     params,
     problems: Sequence[Mapping] | Mixture,
     *,
+    late: Mixture | None = None,
+    scorers: Mapping[str, Scorer] = {},
     evaluate: Callable[[dict, int], dict] | None = None,
     evaluate_every: int = 0,
     loss: Callable | None = None,
 ) -> dict:
     """Trains `params` on `problems`; returns the final parameters.
+
+    `late` are the problems of `preference.problems`, `scorers` its models by name, as functions
+    (problems, responses) -> rewards.
 
     `evaluate(params, step)` gives metrics, before the first step, every
     `evaluate_every` steps and after the last. `loss` replaces the configured one: a
@@ -182,17 +202,17 @@ def run(
     model's context and for rows that the mesh cannot cut.
     """
     frozen, trainable = lora.split(params, config.lora, run.key("lora"))
-    loop = _Loop(config, run, frozen, trainable, problems, loss)
+    loop = _Loop(config, run, frozen, trainable, (problems, late), scorers, loss)
     # New adapters add nothing, exactly: under them the reference is the base.
     state, reference, upcoming = loop.state, trainable if config.kl_coef else None, _Upcoming(0)
     with (
         run.checkpoints(lora=config.lora) as checkpoints,
-        RewardPool(config.rewards, config.reward_workers, limit_s=config.reward_limit_s) as pool,
+        RewardPool(config.measured, config.reward_workers, limit_s=config.reward_limit_s) as pool,
     ):
-        restored = checkpoints.restore(state, reference=reference)
+        restored, flops = checkpoints.restore(state, reference=reference), 0.0
         if restored:
             state, meta, reference = restored
-            upcoming = _Upcoming.restored(meta)
+            upcoming, flops = _Upcoming.restored(meta), meta["flops"]
         step = int(state.step) // (config.minibatches * config.epochs)
         run.writer.rewind(run.stage, step if restored else -1)
         if evaluate and not restored:
@@ -201,6 +221,7 @@ def run(
             while step < config.steps:
                 state, upcoming, values = loop.step(state, reference, step, upcoming, pool)
                 step += 1
+                flops = values["compute/flops"] = flops + values["compute/flops"]
                 refresh = config.reference_every and step % config.reference_every == 0
                 if reference is not None and refresh:
                     reference = jax.tree.map(jnp.copy, state.params)
@@ -209,7 +230,9 @@ def run(
                     values |= evaluate(lora.join(frozen, state.params), step)
                 run.writer.metrics(run.stage, step, values)
                 if last or step % config.checkpoint_every == 0:
-                    checkpoints.save(state, **upcoming.saved(), step=step, reference=reference)
+                    saved = upcoming.saved()
+                    saved["meta"]["flops"] = flops
+                    checkpoints.save(state, **saved, step=step, reference=reference)
                 bar.set_postfix_str(_summary(values))
                 bar.update()
     return lora.join(frozen, state.params)
@@ -262,23 +285,11 @@ class _Upcoming(NamedTuple):
         return cls(meta["position"], _Experience(Rollout(**arrays), adv_B, **meta["ahead"]))
 
 
-class _Begun(NamedTuple):
-    """A round of questions with its responses, which are being judged."""
-
-    rollout: Rollout
-    reflections: float  # mean
-    restarts: int  # of the pool's workers before
-
-
 class _Loop:
     """The compiled programs of one stage, and a step made of them."""
 
-    def __init__(self, config: GrpoConfig, run: Run, frozen, trainable, problems, loss):
+    def __init__(self, config: GrpoConfig, run: Run, frozen, trainable, problems, scorers, loss):
         self.config, self.run, self.frozen = config, run, frozen
-        if not isinstance(problems, Mixture):
-            problems = Mixture({"": problems}, {"": 1}, run.seed)
-        self.stream, self.problems = problems, problems.problems
-        check_ready(self.problems)
         check_rows(run.mesh, micro_rows=config.micro_rows)
         if loss is None:
             extra = {"length_constant": config.max_tokens} if config.loss == "dr_grpo" else {}
@@ -288,12 +299,10 @@ class _Loop:
         optimizer = OPTIMIZERS[config.optimizer](
             b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, clip_norm=config.clip_norm
         )
-        self.sampler = run.sampler(config.sampling)
-        self.prompts = [run.prompt(p["question"]) for p in self.problems]
-        self.sampler.check(self.prompts)
+        self.rounds = Rounds(config, run, run.sampler(config.sampling), *problems, scorers)
         shape = packed_shape(
             run.model.kernel, rows=config.micro_rows or batch_axis_size(run.mesh),
-            tokens=config.row_tokens, prompt=max(map(len, self.prompts)),
+            tokens=config.row_tokens, prompt=max(map(len, self.rounds.prompts)),
             response=config.max_tokens,
         )  # fmt: skip
         self.learner = PolicyLearner(
@@ -305,10 +314,14 @@ class _Loop:
         """One step: (state, what is upcoming then, metrics)."""
         config, clock = self.config, [time.perf_counter()]
         params, made = lora.join(self.frozen, state.params), upcoming.experience
-        made = made or self.experience(params, upcoming.position, pool)
+        made = made or self.experience(params, step, upcoming.position, pool)
         rollout, adv_B, position, values = made
         goes_on = step + 1 < config.steps
-        begun = self.sample(params, position, pool) if config.ahead and goes_on else None
+        begun = (
+            self.rounds.sample(params, step + 1, position, pool)
+            if config.ahead and goes_on
+            else None
+        )
         clock.append(time.perf_counter())
         rollout, importance_BT, corrected = self.corrected(params, rollout)
         ref_logp_BT = None
@@ -332,10 +345,12 @@ class _Loop:
         upcoming = _Upcoming(position)
         if begun is not None:
             params = lora.join(self.frozen, state.params)
-            upcoming = _Upcoming(position, self.experience(params, position, pool, begun))
+            made = self.experience(params, step + 1, position, pool, begun)
+            upcoming = _Upcoming(position, made)
         clock.append(time.perf_counter())
         updates = config.minibatches * config.epochs
         values = values | corrected
+        values["compute/flops"] += self.update_flops(rollout)
         values |= {f"loss/{name}": value / updates for name, value in sums.items()}
         values["lr"] = lr
         values["throughput/tokens_per_s"] = values["rollout/tokens"] / (clock[-1] - clock[0])
@@ -359,9 +374,9 @@ class _Loop:
         return rollout._replace(logp_BT=old_logp_BT), importance_BT, metrics
 
     def experience(
-        self, params, position: int, pool: RewardPool, begun: _Begun | None = None
+        self, params, step: int, position: int, pool: RewardPool, begun: Begun | None = None
     ) -> _Experience:
-        """Rollout, rewards and advantages of the step that begins at `position`.
+        """Rollout, rewards and advantages of a step, whose questions begin at `position`.
 
         With dynamic sampling, rounds of further questions replace the groups whose rewards are
         all equal; what is missing after the last round is filled with such. `begun` is the
@@ -370,8 +385,8 @@ class _Loop:
         config, G = self.config, self.config.group_size
         P, useful, useless, statistics = config.prompts_per_rollout, [], [], []
         for _ in range(config.max_sampling_rounds if config.dynamic_sampling else 1):
-            begun = begun or self.sample(params, position, pool)
-            rollout, adv_B, values = self.judged(begun, pool)
+            begun = begun or self.rounds.sample(params, step, position, pool)
+            rollout, adv_B, values = self.rounds.judged(begun, step, pool)
             begun, position = None, position + 1
             statistics.append(values)
             equal_P = ~adv_B.reshape(P, G).any(axis=1)
@@ -382,9 +397,11 @@ class _Loop:
             if len(useful) >= P:
                 break
         chosen = useful + useless if config.dynamic_sampling else None
-        values = {k: float(np.mean([s[k] for s in statistics])) for k in statistics[0]}
+        names = dict.fromkeys(name for s in statistics for name in s)
+        values = {k: float(np.mean([s[k] for s in statistics if k in s])) for k in names}
         values["rollout/rounds"] = len(statistics)
-        values["rollout/tokens"] = float(sum(s["rollout/tokens"] for s in statistics))
+        for name in ("rollout/tokens", "compute/flops"):
+            values[name] = float(sum(s[name] for s in statistics))
         if chosen is None:
             return _Experience(rollout, adv_B, position, values)
         return _Experience(
@@ -392,44 +409,11 @@ class _Loop:
             np.concatenate([adv for _, adv in chosen[:P]]), position, values,
         )  # fmt: skip
 
-    def sample(self, params, position: int, pool: RewardPool) -> _Begun:
-        """One round of questions, answered by `params`; the pool has begun to judge it."""
-        config, run = self.config, self.run
-        P, G = config.prompts_per_rollout, config.group_size
-        chosen = self.stream.indices(position, P)
-        responses, restarts = {}, pool.restarts
-
-        def score(done) -> None:
-            """Hands finished responses to the pool, while others are still decoded."""
-            new = {
-                row: run.response(*response, config.max_tokens) for row, response in done.items()
-            }
-            responses.update(new)
-            pool.begin({row: (self.problems[chosen[row // G]], new[row]) for row in new})
-
-        rollout = self.sampler(
-            params, [self.prompts[i] for i in chosen], run.key("rollout"),
-            prompt_ids=position * P + np.arange(P), group_size=G, on_done=score,
+    def update_flops(self, rollout: Rollout) -> float:
+        """Of a step, what follows sampling."""
+        config = self.config
+        return compute.policy_update_flops(
+            self.run.model.config, rollout.prompt_length_B, rollout.length_B,
+            group_size=config.group_size, epochs=config.epochs, reference=bool(config.kl_coef),
+            rescored=bool(config.importance_cap), adapters=bool(config.lora.rank),
         )  # fmt: skip
-        reflections = np.mean([reflection.count(r.text) for r in responses.values()])
-        return _Begun(rollout, float(reflections), restarts)
-
-    def judged(self, begun: _Begun, pool: RewardPool):
-        """(rollout, adv_B, metrics) of a round, when all its responses are scored."""
-        rollout, G, scored = begun.rollout, self.config.group_size, pool.finish()
-        parts = [scored[row] for row in range(len(rollout.length_B))]
-        total_B = np.array([p["total"] for p in parts], np.float32)
-        adv_B = group_relative(total_B, G, normalise_std=self.config.normalise_std)
-        values = {f"reward/{k}": float(np.mean([p[k] for p in parts])) for k in parts[0]}
-        values["reward/errors"] = float(sum(p["errors"] for p in parts))
-        values["reward/restarts"] = float(pool.restarts - begun.restarts)
-        tokens = float(rollout.length_B.sum())
-        values |= {
-            "rollout/length": float(rollout.length_B.mean()),
-            "rollout/truncated": float(rollout.truncated_B.mean()),
-            "rollout/reflections": begun.reflections,
-            "rollout/zero_variance": float(1 - adv_B.reshape(-1, G).any(axis=1).mean()),
-            "rollout/entropy": -float(rollout.logp_BT.sum()) / tokens,
-            "rollout/tokens": tokens,
-        }
-        return rollout, adv_B, values

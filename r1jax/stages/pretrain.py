@@ -7,14 +7,16 @@ number of steps in which the learning rate falls to nothing: what people write b
 the skill under short and careless answers, and makes the base.
 """
 
-from dataclasses import dataclass, field
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import jax
 import numpy as np
 
 from r1jax.data.packing import Packed, pack, plan
 from r1jax.data.tasks import TASKS
-from r1jax.data.tasks.mini_aime import Web
 from r1jax.learner import init_state, supervised_step
 from r1jax.optim import OPTIMIZERS, cosine, warmup
 from r1jax.run import Run
@@ -48,7 +50,7 @@ class PretrainConfig:
     web_rows: int = 16
     web_steps: int = 300
     web_lr: float = 5e-3
-    web: Web = field(default_factory=Web)
+    web: Mapping = field(default_factory=dict)  # settings of the task's Web; then that object
     optimizer: str = "muon"
     b2: float = 0.95
     clip_norm: float = 1.0
@@ -67,6 +69,31 @@ class PretrainConfig:
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        object.__setattr__(self, "web", _web(self.task, self.web))
+
+
+def _web(task: str, settings: Any) -> Any:
+    """The task's `Web` with these settings (or as it is, where it is one already).
+
+    Raises ValueError for a task whose base cannot be made, for no settings, an unknown one, and a
+    value that is not a number.
+    """
+    if not (cls := getattr(TASKS[task], "Web", None)) or not hasattr(TASKS[task], "probes"):
+        made = [name for name, module in TASKS.items() if hasattr(module, "probes")]
+        raise ValueError(f"task={task!r} has no base corpus; tasks with one: {', '.join(made)}")
+    if isinstance(settings, cls):
+        return settings
+    if not isinstance(settings, Mapping):
+        raise ValueError(f"web={settings!r} must be settings by name, such as dict(guess=0.4, …)")
+    known = [f.name for f in fields(cls)]
+    for name, value in settings.items():
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            mend = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+            raise ValueError(f"web.{name} is unknown for task {task}; {mend}")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"web.{name}={value!r} must be a number")
+    return cls(**settings)
 
 
 def run(config: PretrainConfig, run: Run) -> dict:

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 
 import jax
 
-from r1jax.data.packing import pack, plan
+from r1jax.compute import training_flops
+from r1jax.data.packing import Document, pack, plan
 from r1jax.data.sources import problem_order
 from r1jax.learner import init_state, supervised_step
 from r1jax.models import lora
@@ -98,11 +99,13 @@ def run(config: SftConfig, run: Run, examples: Sequence[Mapping[str, str]], para
         done = int(state.step)
         run.writer.rewind(run.stage, done)
         with run.writer.bar(total, run.stage, done=done) as bar:
+            flops = 0.0  # of all steps so far, those before a resume included
             for step, members in enumerate(batches, start=1):
-                if step <= done:
-                    continue
                 if step > total:
                     break
+                flops += _flops(run, [documents[i] for row in members for i in row], config)
+                if step <= done:
+                    continue
                 batch = pack(documents, members, config.row_tokens)
                 lr = (
                     config.lr
@@ -114,8 +117,15 @@ def run(config: SftConfig, run: Run, examples: Sequence[Mapping[str, str]], para
                 bar.update()
                 if step == total or step % config.log_every == 0:
                     values = {f"loss/{k}": float(v) for k, v in metrics.items()}
-                    run.writer.metrics(run.stage, step, values | {"lr": lr})
+                    run.writer.metrics(run.stage, step, values | {"lr": lr, "compute/flops": flops})
                     bar.set_postfix(loss=f"{values['loss/nll']:.3f}")
                 if step == total or step % config.checkpoint_every == 0:
                     checkpoints.save(state, {})
     return lora.join(frozen, state.params)
+
+
+def _flops(run: Run, documents: Sequence[Document], config: SftConfig) -> float:
+    prompt_n = [d.prompt for d in documents]
+    response_n = [len(d.tokens) - d.prompt for d in documents]
+    adapters = bool(config.lora.rank)
+    return training_flops(run.model.config, prompt_n, response_n, adapters=adapters)

@@ -400,7 +400,9 @@ def events(monkeypatch):
 
         monkeypatch.setattr(owner, name, spied)
 
-    record(grpo._Loop, "sample", lambda params, position, _: (position, jax.device_get(params)))
+    record(
+        grpo.Rounds, "sample", lambda params, step, position, _: (position, jax.device_get(params))
+    )
     record(grpo.RewardPool, "begin", lambda pairs: [list(pairs)])
     record(grpo.RewardPool, "finish", list)
     record(
@@ -489,6 +491,8 @@ def test_at_rate_zero_ahead_changes_nothing(place, tiny, changes):
     for row, other in zip(ahead, plain, strict=True):
         assert [row.pop(name) for name in weights] == pytest.approx([1.0, 0.0], abs=1e-5)
         assert row.pop("stage") == other.pop("stage")
+        # A pass more over the responses, for the corrected log-probabilities.
+        assert row.pop("compute/flops") > other.pop("compute/flops")
         assert row == pytest.approx(other, rel=1e-4, abs=1e-5)
         assert row["loss/gradient_norm"] > 1e-3
 

@@ -1,5 +1,6 @@
 """Making a base model: the gate opens on skill, and stopping anywhere loses nothing."""
 
+import dataclasses
 import re
 from types import SimpleNamespace
 
@@ -7,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from r1jax.data.tasks import TASKS
+from r1jax.data.tasks import TASKS, mini_aime, mini_world
 from r1jax.data.tasks.mini_aime import Probe
 from r1jax.stages import pretrain
 from r1jax.stages.pretrain import Gate, PretrainConfig
@@ -17,8 +18,14 @@ def letter(rng):
     return "abcdefgh"[rng.integers(8)]
 
 
+@dataclasses.dataclass(frozen=True)
+class ToyWeb:
+    noise: float = 0.5
+
+
 # The textbook says `a=xy`: x whatever the question, then y. The web says `zzz`.
 TOY = SimpleNamespace(
+    Web=ToyWeb,
     textbook_document=lambda rng: (letter(rng), "xy"),
     web_document=lambda rng, web: (letter(rng), "zzz"),
     probes=lambda seed, count: {
@@ -127,3 +134,30 @@ def test_stopped_and_resumed_equals_uninterrupted(place, stopped, whole):
 def test_rows_that_the_mesh_cannot_cut(place, mesh8):
     with pytest.raises(ValueError, match="web_rows=6 is not divisible by the 4 pieces"):
         pretrain.run(settings(web_rows=6), place(mesh=mesh8).run)
+
+
+def test_the_webs_composition_is_the_tasks_own():
+    assert settings(web=dict(noise=0.1)).web == ToyWeb(noise=0.1)
+    assert PretrainConfig().web == mini_aime.Web()
+    config = PretrainConfig(task="mini_world", web=dict(guess=0.5, check=0.04, mixed=0))
+    assert config.web == mini_world.Web(guess=0.5, check=0.04, mixed=0)
+    assert dataclasses.replace(config, web_steps=5).web == config.web  # a Web is taken as it is
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(web=dict(mixed=0.1)), "web.mixed is unknown for task mini_aime; known: guess, "),
+        (dict(web=dict(gues=0.1)), "did you mean 'guess'?"),
+        (dict(web=dict(guess="much")), "web.guess='much' must be a number"),
+        (dict(web=dict(guess=True)), "web.guess=True must be a number"),
+        (dict(web=dict(guess=0.9)), "guess + sloppy + careful + check = 1.46, must be 1"),
+        (dict(web=3), "web=3 must be settings by name"),
+        (dict(task="mini_world", web=mini_aime.Web()), "must be settings by name"),
+        (dict(task="mini_general"), "has no base corpus; tasks with one: mini_aime, mini_world"),
+    ],
+)
+def test_a_composition_that_is_none(changes, message):
+    with pytest.raises(ValueError) as error:
+        PretrainConfig(**changes)
+    assert message in str(error.value)
