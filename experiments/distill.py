@@ -1,22 +1,28 @@
 """Distillation: small students learn from the responses of a large teacher (paper, Table 6).
 
-    mini   r1jax train --config=experiments/distill.py:mini \
+    mini   r1jax train --config=experiments/distill.py:mini \\
              --config.files.examples=runs/r1_mini/data/curated.jsonl --workdir=runs/distill_mini
-           Any CPU with 2 cores, about 5 minutes. A student of another family than the teacher
-           (Llama-like: no biases, untied; 50,336 parameters, its 29%), from random weights:
+           Any CPU with 2 cores. A student of another family than the teacher of
+           experiments/r1.py:mini (Llama-like: no biases, untied; 112,368 parameters, its 59%),
+           from random weights, on problems in English and Chinese:
                student       its own base
                rl            GRPO with rule rewards from it, as R1-Zero
                distilled     fine-tuned from it on the teacher's curated responses instead,
                              at the training FLOPs of `rl`
                distilled_rl  the same GRPO on top
-           On mini-AIME (seed 0, 5,433 correct responses of experiments/r1_zero.py:mini)
-           eval/mini_aime_dev/pass@1 came to 0.15, 0.51 (2.26e11 FLOPs), 0.98 (2.17e11) and 0.99;
-           `rl` with twice the steps (8.1e11) to 0.82.
-    tiny   The same path in seconds, without learning anything: for tests.
-    tokens  `distilled` and, from the same base, the three ways to learn from the teacher's
-           distribution over tokens: forward KL on its responses, reverse KL and generalised
-           Jensen-Shannon divergence on the student's own. Needs beside the examples
-           --config.files.teacher=DIR, a run with this tokenizer.
+           RESULTS.md has what came of it.
+    aime   r1jax train --config=experiments/distill.py:aime \\
+             --config.files.examples=CORRECT.jsonl --workdir=runs/distill_aime
+           The same on mini-AIME with a smaller student (50,336 parameters, 29% of the teacher,
+           experiments/r1_zero.py:mini); about 5 minutes. With 5,433 correct responses of the
+           teacher, seed 0, eval/mini_aime_dev/pass@1 of the four came to 0.15, 0.51 (2.26e11
+           FLOPs), 0.98 (2.17e11) and 0.99; `rl` with twice the steps (8.1e11) to 0.82.
+    tiny   The path of `aime` in seconds, without learning anything: for tests.
+    tokens  `distilled` of `mini` and, from the same base, the three ways to learn from the
+           teacher's distribution over tokens: forward KL on its responses, reverse KL and
+           generalised Jensen-Shannon divergence on the student's own. Needs beside
+           --config.files.examples=FILE --config.files.teacher=DIR, a run with this tokenizer
+           (runs/r1_mini).
     Qwen2.5-Math-1.5B, Qwen2.5-Math-7B, Llama-3.1-8B, Qwen2.5-14B, Qwen2.5-32B,
     Llama-3.3-70B-Instruct
            r1jax train --config=experiments/distill.py:Qwen2.5-Math-7B \\
@@ -27,12 +33,13 @@
            student's. Not run by us. AIME 2024 pass@1 in the paper: 28.9, 55.5, 50.4, 69.7, 72.6
            and 70.0; RL on the 32B base instead of distillation 47.0.
 
-Equal FLOPs in `mini`: `supervised_steps` says, by `r1jax.compute` and mean lengths, how many
-steps of fine-tuning cost what the steps of `rl` do: sampling, log-probabilities under the
+Equal FLOPs in `mini` and `aime`: `supervised_steps` says, by `r1jax.compute` and mean lengths, how
+many steps of fine-tuning cost what the steps of `rl` do: sampling, log-probabilities under the
 reference, updates. The teacher's own cost is left out, as in the paper. Lengths vary with the
 run, so what the stages did cost stands in metrics.jsonl as compute/flops.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ml_collections import ConfigDict, config_dict
@@ -42,8 +49,8 @@ from experiments import common
 
 @dataclass(frozen=True)
 class World:
-    """A synthetic task, and mean lengths in tokens: of prompts, of what the student samples
-    while it learns by RL, of the teacher's responses."""
+    """A synthetic task, the size of the student there, and mean lengths in tokens: of prompts,
+    of what the student samples while it learns by RL, of the teacher's responses."""
 
     task: str
     benchmarks: tuple[str, ...]
@@ -54,10 +61,21 @@ class World:
     prompt: int
     sampled: int
     taught: int
+    student: Mapping[str, int]
+    repair: float  # of the gate at which the student's textbook is closed
+    resume: float
 
 
-AIME = World("mini_aime", ("mini_aime",), 400, 256, 256, 152, prompt=17, sampled=41, taught=108)
-WORLD = World("mini_world", ("mini_world",), 640, 256, 256, 168, prompt=12, sampled=60, taught=41)
+WORLD = World(
+    "mini_world", ("mini_world",), 640, 256, 256, 168, prompt=12, sampled=60, taught=41,
+    student=dict(width=48, layers=2, heads=4, kv_heads=2, head_dim=12, mlp=128),
+    repair=0.8, resume=0.85,
+)  # fmt: skip
+AIME = World(
+    "mini_aime", ("mini_aime",), 400, 256, 256, 152, prompt=17, sampled=41, taught=108,
+    student=dict(width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=96),
+    repair=0.65, resume=0.6,
+)  # fmt: skip
 RATES = {  # of the paper's students, initial
     "Qwen2.5-Math-1.5B": 1e-4,
     "Qwen2.5-Math-7B": 8e-5,
@@ -71,14 +89,23 @@ RATES = {  # of the paper's students, initial
 def get_config(variant: str = "mini") -> ConfigDict:
     if variant in RATES:
         return paper(variant)
-    variants = {"mini": mini, "tiny": tiny, "tokens": tokens}
+    variants = {"mini": mini, "aime": aime, "tiny": tiny, "tokens": tokens}
     if variant not in variants:
         known = ", ".join([*variants, *RATES])
         raise ValueError(f"distill.py:{variant} is unknown; variants: {known}")
     return variants[variant]()
 
 
-def mini(world: World = WORLD) -> ConfigDict:
+def mini() -> ConfigDict:
+    return comparison(WORLD)
+
+
+def aime() -> ConfigDict:
+    return comparison(AIME)
+
+
+def comparison(world: World) -> ConfigDict:
+    """RL, distillation, and both, from one base."""
     config = common.base()
     config.files = ConfigDict({"examples": config_dict.placeholder(str)})
     config.template = "r1_zero_short"
@@ -86,8 +113,8 @@ def mini(world: World = WORLD) -> ConfigDict:
         corpus=f"task:{world.task}", vocabulary=world.vocabulary, merge_words=True
     )
     config.model = dict(
-        width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=96, qkv_bias=False, tied=False,
-        rope_theta=500_000.0, norm_eps=1e-5, context=world.context,
+        world.student, qkv_bias=False, tied=False, rope_theta=500_000.0, norm_eps=1e-5,
+        context=world.context,
     )  # fmt: skip
     config.stages = ("student", "rl", "distilled", "distilled_rl")
     rl = dict(
@@ -96,11 +123,13 @@ def mini(world: World = WORLD) -> ConfigDict:
         rewards=dict(accuracy=1.0, format=1.0), clip_eps=0.2, kl_coef=0.001, lr=2e-4,
         warmup_steps=5, checkpoint_every=8, rows=128,
     )  # fmt: skip
-    # What the base can do decides what comes of it. With a gate of 0.5 RL finds nothing to build
-    # on: guesses, short and in form, pay more than checks that fail, and it ends at 0.01, where
-    # distillation reaches 0.61 and RL on top 0.69.
+    # What the base can do decides what comes of it. With repair=0.5 RL finds nothing to build on
+    # (`aime`): guesses, short and in form, pay more than checks that fail, and it ends at 0.01,
+    # where distillation reaches 0.61 and RL on top 0.69.
     config.student = dict(
-        kind="pretrain", task=world.task, gate=dict(repair=0.65, resume=0.6, every=50)
+        kind="pretrain",
+        task=world.task,
+        gate=dict(repair=world.repair, resume=world.resume, every=50),
     )
     config.rl = dict(rl, init="student")
     config.distilled = dict(
@@ -127,13 +156,12 @@ def supervised_steps(config: ConfigDict, world: World) -> int:
     group = [world.prompt] * rl.group_size, [world.sampled] * rl.group_size
     a_group = compute.grpo_flops(model, *group, group_size=rl.group_size)
     an_example = compute.training_flops(model, [world.prompt], [world.taught])
-    # Rows take as many whole examples as fit.
-    a_row = max(1, sft.row_tokens // (world.prompt + world.taught)) * an_example
+    a_row = sft.row_tokens / (world.prompt + world.taught) * an_example  # rows are packed full
     return round(rl.steps * rl.prompts_per_rollout * a_group / (sft.batch_rows * a_row))
 
 
 def tiny() -> ConfigDict:
-    config = mini(AIME)
+    config = aime()
     config.files.examples = ""
     config.model.update(width=32, layers=2, heads=2, kv_heads=1, head_dim=16, mlp=64)
     config.student.update(
@@ -154,6 +182,7 @@ def tokens() -> ConfigDict:
     config = mini()
     config.files.teacher = config_dict.placeholder(str)
     config.stages = ("student", "distilled", "forward", "reverse", "jsd")
+    config.evaluate.stages = config.stages
     sft, world = config.distilled, WORLD
     common_settings = dict(
         kind="distill", init="student", teacher=config.files.get_ref("teacher"),

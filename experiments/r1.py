@@ -43,10 +43,7 @@ def mini() -> ConfigDict:
     config = common.base()
     config.template = "r1_zero_short"
     config.tokenizer = dict(corpus="task:mini_world", vocabulary=640, merge_words=True)
-    config.model = dict(
-        width=64, layers=3, heads=4, kv_heads=2, head_dim=16, mlp=192, qkv_bias=True, tied=True,
-        context=256,
-    )  # fmt: skip
+    config.model = common.MINI_MODEL
     config.stages = STAGES
     reasoning, general = "task:mini_world:4096", "task:mini_general:1024"
     rl = dict(

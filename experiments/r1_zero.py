@@ -44,10 +44,7 @@ def mini() -> ConfigDict:
     config = common.base()
     config.template = "r1_zero_short"
     config.tokenizer = dict(corpus="task:mini_aime", vocabulary=400, merge_words=True)
-    config.model = dict(
-        width=64, layers=3, heads=4, kv_heads=2, head_dim=16, mlp=192, qkv_bias=True, tied=True,
-        context=256,
-    )  # fmt: skip
+    config.model = common.MINI_MODEL
     config.stages = ("pretrain", "grpo")
     config.pretrain = dict(kind="pretrain", task="mini_aime")
     config.grpo = dict(

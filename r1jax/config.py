@@ -17,7 +17,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 
 class ConfigError(ValueError):
@@ -150,8 +150,16 @@ def _tuple(kinds, values: Sequence, where: str) -> tuple:
 
 
 def plain(config: ConfigDict) -> dict:
-    """The config as plain JSON values, references resolved."""
-    return json.loads(json.dumps(config.to_dict(), default=list))
+    """The config as plain JSON values, references resolved at any depth."""
+    return json.loads(json.dumps(config.to_dict(), default=_plain))
+
+
+def _plain(value):
+    """What `json` is to write for a value that it does not know."""
+    # ConfigDict resolves those among its own values alone, none within a tuple.
+    if isinstance(value, FieldReference):
+        return value.get()
+    return value.to_dict() if isinstance(value, ConfigDict) else list(value)
 
 
 def digest(plain_config: Mapping) -> str:

@@ -20,6 +20,7 @@ from r1jax.config import ConfigError
 from r1jax.kinds import KINDS, Kind, Reference
 from r1jax.models.families import CONFIGS, FREE, Config
 from r1jax.models.presets import PRESETS
+from r1jax.rewards.hints import hint
 from r1jax.stages.evaluate import EvaluateConfig
 from r1jax.templates import TEMPLATES
 
@@ -120,7 +121,10 @@ def parse(plain: Mapping) -> Experiment:
     makers = [stage.name for stage in stages if stage.does.makes == "model"]
     for name in evaluation.stages if evaluation else ():
         if name not in makers:
-            raise ConfigError(config.unknown(f"config.evaluate.stages={name!r}", name, makers))
+            raise ConfigError(
+                f"config.evaluate.stages has {name!r}, which is no stage that makes a model; those "
+                f"are {', '.join(makers)}"
+            )
     return Experiment(
         seed=seed,
         template=template,
@@ -168,11 +172,11 @@ def _stages(plain: Mapping, names: Sequence[str]) -> tuple[Stage, ...]:
     for name in names:
         if name in stages:
             raise ConfigError(f"config.stages names {name!r} twice; give every stage its own name")
-        stages[name] = _stage(plain, name, stages)
+        stages[name] = _stage(plain, name, stages, names)
     return tuple(stages.values())
 
 
-def _stage(plain: Mapping, name: str, earlier: Mapping[str, Stage]) -> Stage:
+def _stage(plain: Mapping, name: str, earlier: Mapping[str, Stage], names: Sequence[str]) -> Stage:
     if name not in plain:
         raise ConfigError(f"config.stages names {name!r}, but there is no config.{name}")
     config.check_section(plain[name], f"config.{name}")
@@ -189,11 +193,13 @@ def _stage(plain: Mapping, name: str, earlier: Mapping[str, Stage]) -> Stage:
     if init:
         references.insert(0, Reference("init", init, "model"))
     for reference in references:
-        _check_reference(f"config.{name}.{reference.field}", reference, earlier)
+        _check_reference(f"config.{name}.{reference.field}", reference, earlier, names)
     return Stage(name, kind, init, settings, tuple(references), frozenset(earlier))
 
 
-def _check_reference(where: str, reference: Reference, earlier: Mapping[str, Stage]) -> None:
+def _check_reference(
+    where: str, reference: Reference, earlier: Mapping[str, Stage], names: Sequence[str]
+) -> None:
     target, wanted = reference.target, reference.makes
     if target in earlier:
         if (makes := earlier[target].does.makes) != wanted:
@@ -201,10 +207,26 @@ def _check_reference(where: str, reference: Reference, earlier: Mapping[str, Sta
                 f"{where}={target!r}: that stage makes {_A[makes]}, and what is needed here is "
                 f"{_A[wanted]}"
             )
-    elif wanted in ("model", "score") and not Path(target).is_dir():
+        scope = getattr(earlier[target].settings, "scope", "")
+        if reference.scopes and scope not in reference.scopes:
+            raise ConfigError(
+                f"{where}={target!r}: that stage makes a model with scope {scope!r}, and what is "
+                f"needed here is {' or '.join(map(repr, reference.scopes))}"
+            )
+        return
+    if target in names:
         raise ConfigError(
-            f"{where}={target!r} is neither an earlier stage "
-            f"({', '.join(earlier) or 'none'}) nor a checkpoint folder"
+            f"{where}={target!r}: that stage does not come before; put it earlier in config.stages"
+        )
+    there = Path(target).is_dir()
+    if wanted == "examples":
+        there = Path(target).is_file() or target.startswith("task:")
+    if not there:
+        what = "a .jsonl file or task:NAME:COUNT" if wanted == "examples" else "a checkpoint folder"
+        made = [name for name, stage in earlier.items() if stage.does.makes == wanted]
+        raise ConfigError(
+            f"{where}={target!r} is neither an earlier stage that makes {_A[wanted]} "
+            f"({', '.join(made) or 'none does'}) nor {what}{hint(target, made) if made else ''}"
         )
 
 

@@ -11,16 +11,15 @@ from typing import Any, NamedTuple
 import jax
 
 from r1jax import models
-from r1jax.data.examples import load_examples, load_named
+from r1jax.data.examples import load_examples
 from r1jax.data.mixing import load_mixture
-from r1jax.data.packing import plan
 from r1jax.data.pairs import load_pairs
 from r1jax.data.sources import checksums, fingerprint
 from r1jax.inference import open_model
 from r1jax.models import lora, scoring
 from r1jax.rewards.graders import check_ready
 from r1jax.run import Run
-from r1jax.scoring import load_scorer, scored_document
+from r1jax.scoring import RESPONSE_SCOPES, load_scorer
 from r1jax.stages import (
     distill,
     grpo,
@@ -33,6 +32,7 @@ from r1jax.stages import (
 )
 
 MAKES = ("model", "score", "examples", "results")
+PREFERENCE = "preference.models."  # field of a GRPO stage, then a score model's own name
 
 
 class Reference(NamedTuple):
@@ -41,6 +41,7 @@ class Reference(NamedTuple):
     field: str
     target: str
     makes: str  # what the named stage must make
+    scopes: tuple[str, ...] = ()  # of a score model: those that will do
 
 
 class Data(NamedTuple):
@@ -127,7 +128,8 @@ def _examples(settings: sft.SftConfig, seed: int, locate: Locate) -> Data:
     del seed
     path = locate(settings.examples)
     examples = load_examples(path)
-    return Data(examples, examples, {"files": checksums(path)})
+    given = path == settings.examples  # else a stage made them, and the manifest says which
+    return Data(examples, examples, {"files": checksums(path)} if given else {})
 
 
 def _pairs(settings: preference.PreferenceConfig, seed: int, locate: Locate) -> Data:
@@ -138,7 +140,11 @@ def _pairs(settings: preference.PreferenceConfig, seed: int, locate: Locate) -> 
 
 def _rejection_data(settings: rejection.RejectionConfig, seed: int, locate: Locate) -> Data:
     problems = _problems(settings, seed, locate)
-    extra = load_named([locate(source) for source in settings.extra])
+    extra = [
+        example | {"source": source}
+        for source in settings.extra
+        for example in load_examples(locate(source))
+    ]
     shots = load_examples(locate(settings.shots_from)) if settings.shots_from else []
     return Data(problems.rows + extra + shots, (problems.given, extra, shots), problems.read)
 
@@ -162,8 +168,7 @@ def _check_grpo(settings: grpo.GrpoConfig, run: Run, data: Data) -> None:
 
 
 def _check_sft(settings: sft.SftConfig, run: Run, data: Data) -> None:
-    documents = [run.document(e["question"], e["response"]) for e in data.rows]
-    plan([len(d.tokens) for d in documents], settings.row_tokens)
+    sft.check(settings, run, data.given)
     _check_lora(settings, run)
 
 
@@ -182,13 +187,21 @@ def _check_prompts(settings, run: Run, data: Data) -> None:
     run.sampler(settings.sampling).check([run.prompt(p["question"]) for p in data.rows])
 
 
-def _check_preference(settings: preference.PreferenceConfig, run: Run, data: Data) -> None:
-    for pair in data.rows:
-        documents = [
-            scored_document(run, pair["question"], pair[side], settings.scope)
-            for side in ("chosen", "rejected")
-        ]
-        plan([len(d.tokens) for d in documents], settings.row_tokens)
+def _by(stage) -> Callable[[Any, Run, Data], None]:
+    """The stage's own check, of what it is given."""
+    return lambda settings, run, data: stage.check(settings, run, data.given)
+
+
+def check_scope(reference: Reference, path: str | Path) -> None:
+    """Raises ValueError, naming the field, where the score model at `path` is of another scope
+    than will do; CheckpointError where there is none."""
+    scope = scoring.read_scope(path)
+    if reference.scopes and scope not in reference.scopes:
+        raise ValueError(
+            f"{reference.field}={reference.target!r} has the scope {scope!r}, and what is needed "
+            f"here is {' or '.join(map(repr, reference.scopes))}; name a score model that was "
+            "trained with it"
+        )
 
 
 # --- how they run ----------------------------------------------------------------------
@@ -204,8 +217,11 @@ def _sft(settings, run: Run, given: Given) -> Made:
 
 def _grpo(settings: grpo.GrpoConfig, run: Run, given: Given) -> Made:
     problems, late = given.data.given
-    names = settings.preference.models if settings.preference else ()
-    scorers = {n: load_scorer(given.folders[f"preference.models.{n}"], run) for n in names}
+    scorers = {}
+    for reference in _score_models(settings):
+        folder = given.folders[reference.field]
+        check_scope(reference, folder)
+        scorers[reference.field.removeprefix(PREFERENCE)] = load_scorer(folder, run)
     params = grpo.run(
         settings, run, given.params, problems, late=late, scorers=scorers,
         evaluate=given.evaluate, evaluate_every=given.evaluate_every, loss=given.loss,
@@ -243,11 +259,12 @@ def _distill(settings, run: Run, given: Given) -> Made:
 
 
 def _search(settings, run: Run, given: Given) -> Made:
-    score = {
-        field: scoring.load(folder, mesh=run.mesh)[1]
-        for field, folder in given.folders.items()
-        if field != "init"
-    }
+    score = {}
+    for reference in _guides(settings):
+        folder = given.folders[reference.field]
+        check_scope(reference, folder)
+        # On the run's own model: scores are of its tokens, at its positions.
+        score[reference.field] = scoring.load_params(folder, run.model, run.mesh)
     found = search.run(
         settings, run, given.data.given, given.params, score.get("process_model"),
         score.get("value_model"),
@@ -263,8 +280,11 @@ def _teacher(settings: distill.DistillConfig) -> list[Reference]:
 
 
 def _guides(settings: search.SearchConfig) -> list[Reference]:
-    named = {"process_model": settings.process_model, "value_model": settings.value_model}
-    return [Reference(field, target, "score") for field, target in named.items() if target]
+    named = (
+        ("process_model", settings.process_model, "steps"),
+        ("value_model", settings.value_model, "value"),
+    )
+    return [Reference(f, target, "score", (scope,)) for f, target, scope in named if target]
 
 
 def _judge(settings: rejection.RejectionConfig) -> list[Reference]:
@@ -278,7 +298,10 @@ def _judge(settings: rejection.RejectionConfig) -> list[Reference]:
 
 def _score_models(settings: grpo.GrpoConfig) -> list[Reference]:
     models = settings.preference.models if settings.preference else {}
-    return [Reference(f"preference.models.{n}", target, "score") for n, target in models.items()]
+    return [
+        Reference(f"{PREFERENCE}{name}", target, "score", RESPONSE_SCOPES)
+        for name, target in models.items()
+    ]
 
 
 KINDS: dict[str, Kind] = {
@@ -294,13 +317,13 @@ KINDS: dict[str, Kind] = {
         rejection.RejectionConfig, "examples", _rejection, _rejection_data, _check_rejection, _judge
     ),
     "preference": Kind(
-        preference.PreferenceConfig, "score", _preference, _pairs, _check_preference
+        preference.PreferenceConfig, "score", _preference, _pairs, _by(preference)
     ),
-    "process": Kind(process.ProcessConfig, "score", _process, _problems, _check_prompts),
+    "process": Kind(process.ProcessConfig, "score", _process, _problems, _by(process)),
     "distill": Kind(
         distill.DistillConfig, "model", _distill, _distill_data, _check_distill, _teacher
     ),
     "search": Kind(
-        search.SearchConfig, "results", _search, _problems, _check_prompts, _guides
+        search.SearchConfig, "results", _search, _problems, _by(search), _guides
     ),
 }  # fmt: skip

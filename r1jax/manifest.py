@@ -9,7 +9,7 @@ so is, by that chain, all that depends on it.
 import hashlib
 import json
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +17,46 @@ import jax
 
 import r1jax
 from r1jax import config
+from r1jax.config import ConfigError
+from r1jax.data.sources import checksums
 from r1jax.experiment import Experiment, Stage
 from r1jax.kinds import Data
 from r1jax.writers import read_lines, replace
 
 FOLDERS = ("data", "results", "responses")  # with files STAGE.…
-SMALL = 1 << 20  # bytes: files of models up to this are hashed whole, larger ones by their size
+COMMON = ("seed", "template", "chat", "model", "tokenizer")  # of a config: in every stage's input
 
 
 class Manifest:
-    """The manifest of a workdir. Nothing is written before `begin`."""
+    """The manifest of a workdir. Nothing is written before `begin`.
+
+    Raises ConfigError where it is unreadable, or missing beside what stages have made.
+    """
 
     def __init__(self, workdir: Path, experiment: Experiment):
         self._workdir, self._path = workdir, workdir / "manifest.json"
         self._experiment = experiment
-        self._content = json.loads(self._path.read_text()) if self._path.exists() else {
+        self._content = self._read() or {
             "r1jax": r1jax.__version__, "commit": commit(), "jax": jax.__version__,
-            "seed": experiment.seed, "begun": {}, "stages": {},
+            "seed": experiment.seed, "common": "", "begun": {}, "stages": {}, "files": {},
         }  # fmt: skip
+
+    def _read(self) -> dict | None:
+        if not self._path.exists():
+            if made := next((self._workdir / "checkpoints").glob("*/*"), None):
+                raise ConfigError(
+                    f"{self._workdir} has {made.relative_to(self._workdir)}, but no manifest.json, "
+                    "which says what it was made from: put it back, or use another --workdir"
+                )
+            return None
+        try:
+            content = json.loads(self._path.read_text())
+            return content | {k: dict(content[k]) for k in ("begun", "stages", "files")}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"{self._path} is unreadable ({error!r}): put it back, or use another --workdir. "
+                "Without it nothing says what the checkpoints there were made from"
+            ) from error
 
     @property
     def stages(self) -> dict[str, dict]:
@@ -49,9 +71,69 @@ class Manifest:
     def finished(self, stage: str) -> bool:
         return stage in self.stages
 
+    def same_tokenizer(self) -> bool:
+        """Whether what stands in the workdir was made with the tokenizer, seed and model of now."""
+        return not self.begun or self._content["common"] == self._common()
+
     def outdated(self, hashes: Mapping[str, str]) -> list[str]:
-        """Stages that began with other inputs than they would have now."""
+        """Stages that began with other inputs than they would have now, all of them where what
+        they have in common has changed."""
+        if not self.same_tokenizer():
+            return list(self.begun)
         return [name for name, now in hashes.items() if self.begun.get(name, now) != now]
+
+    def damaged(self) -> dict[str, Path]:
+        """Of finished stages, by name, artefacts that are gone, or files that are others now."""
+        found = {}
+        for name, stage in self.stages.items():
+            made = stage["artefact"]
+            path = self._workdir / made["path"]
+            whole = path.is_dir() if made["kind"] in ("model", "score") else path.is_file()
+            if not whole or (path.is_file() and file_hash(path) != made["sha256"]):
+                found[name] = path
+        return found
+
+    def input_hashes(self, data: Mapping[str, Data]) -> dict[str, str]:
+        """The input hash of every stage; `data` is what each reads that no other stage makes."""
+        hashes: dict[str, str] = {}
+        for stage in self._experiment.stages:
+            given = {
+                r.field: hashes.get(r.target) or self.origin(r.target, stage.earlier)
+                for r in stage.references
+            }
+            if stage.name in data:
+                read = data[stage.name].summary()
+            else:  # its examples are still to be made, its problems are there
+                problems = getattr(stage.settings, "problems", "")
+                read = checksums(problems) if problems else None
+            own = self._experiment.plain[stage.name]
+            hashes[stage.name] = config.digest(
+                {"common": self._common(), "own": own, "given": given, "read": read}
+            )
+        return hashes
+
+    def origin(self, target: str, earlier) -> dict[str, str]:
+        """What a reference stands for: a stage, or a folder or file with a hash of its content."""
+        if target in earlier:
+            return {"stage": target}
+        path = Path(target)
+        if path.is_file():
+            return {"path": target, "sha256": self._hash(path)}
+        if not path.is_dir():
+            return {"source": target}
+        files = sorted(p for p in path.rglob("*") if p.is_file())
+        about = [(str(file.relative_to(path)), self._hash(file)) for file in files]
+        return {"path": target, "sha256": hashlib.sha256(json.dumps(about).encode()).hexdigest()}
+
+    def _hash(self, path: Path) -> str:
+        """SHA-256 of a file, computed again when its size or time of change is another: weights
+        are large, and every resume asks."""
+        status, name = path.stat(), str(path.absolute())
+        about = [status.st_size, status.st_mtime_ns]
+        known = self._content["files"].get(name)
+        if known is None or known[:2] != about:
+            self._content["files"][name] = [*about, file_hash(path)]
+        return self._content["files"][name][2]
 
     def begin(self, stage: str, input_hash: str) -> None:
         self.begun[stage] = input_hash
@@ -63,7 +145,7 @@ class Manifest:
         self.stages[stage.name] = {
             "kind": stage.kind,
             "init": stage.init or None,
-            "inputs": {r.field: _origin(r.target, stage.earlier) for r in stage.references},
+            "inputs": {r.field: self.origin(r.target, stage.earlier) for r in stage.references},
             "config_hash": config.digest(section),
             "input_hash": self.begun[stage.name],
             "data": data.summary(),
@@ -73,22 +155,24 @@ class Manifest:
             self.stages[stage.name]["checkpoint"] = about["artefact"]["path"]
         self._write()
 
-    def set_aside(self, names: list[str]) -> Path:
-        """Moves what stages have made, and their lines of metrics, to a folder; returns it."""
+    def set_aside(self, names: Sequence[str], *more: str) -> Path:
+        """Moves what stages have made, and their lines of metrics, to a folder, and the files
+        `more` of the workdir; returns the folder."""
         number = len(list((self._workdir / "superseded").glob("*")))
         aside = self._workdir / "superseded" / str(number)
         aside.mkdir(parents=True)
         old = {"begun": {}, "stages": {}}
+        made = [self._workdir / name for name in more]
         for name in names:
-            made = [self._workdir / "checkpoints" / name]
+            made.append(self._workdir / "checkpoints" / name)
             made += [p for f in FOLDERS for p in (self._workdir / f).glob(f"{name}.*")]
-            for path in filter(Path.exists, made):
-                there = aside / path.relative_to(self._workdir)
-                there.parent.mkdir(parents=True, exist_ok=True)
-                path.rename(there)
             for part in old:
                 if name in self._content[part]:
                     old[part][name] = self._content[part].pop(name)
+        for path in filter(Path.exists, made):
+            there = aside / path.relative_to(self._workdir)
+            there.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(there)
         for name in ("metrics.jsonl", "samples.jsonl"):
             if (path := self._workdir / name).exists():
                 rows = read_lines(path)
@@ -98,45 +182,19 @@ class Manifest:
         self._write()
         return aside
 
+    def _common(self) -> str:
+        return config.digest({name: self._experiment.plain.get(name) for name in COMMON})
+
     def _write(self) -> None:
         self._content["config_hash"] = config.digest(self._experiment.plain)
+        self._content["common"] = self._common()
         replace(self._path, json.dumps(self._content, indent=2) + "\n")
 
 
-def input_hashes(experiment: Experiment, data: Mapping[str, Data]) -> dict[str, str]:
-    """The input hash of every stage; `data` is what each reads that no other stage makes."""
-    common = {
-        name: experiment.plain.get(name) for name in ("seed", "template", "chat", "model")
-    } | {"tokenizer": experiment.plain.get("tokenizer")}
-    hashes: dict[str, str] = {}
-    for stage in experiment.stages:
-        given = {
-            r.field: hashes.get(r.target) or _origin(r.target, stage.earlier)
-            for r in stage.references
-        }
-        read = data[stage.name].summary() if stage.name in data else None
-        own = experiment.plain[stage.name]
-        hashes[stage.name] = config.digest(
-            {"common": common, "own": own, "given": given, "read": read}
-        )
-    return hashes
-
-
-def _origin(target: str, earlier) -> dict[str, str]:
-    """What a reference stands for: a stage, or a folder or file with a hash of what is there."""
-    if target in earlier:
-        return {"stage": target}
-    path = Path(target)
-    if path.is_file():
-        return {"path": target, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-    if not path.is_dir():
-        return {"source": target}
-    about = []
-    for file in sorted(p for p in path.rglob("*") if p.is_file()):
-        size = file.stat().st_size
-        content = hashlib.sha256(file.read_bytes()).hexdigest() if size <= SMALL else ""
-        about.append((str(file.relative_to(path)), size, content))
-    return {"path": target, "sha256": hashlib.sha256(json.dumps(about).encode()).hexdigest()}
+def file_hash(path: Path) -> str:
+    """SHA-256 (hex) of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _lines(rows) -> str:

@@ -166,6 +166,31 @@ def calibration_error(
     return float(np.abs(gap).sum() / len(right))
 
 
+def auc(score: Sequence[float] | np.ndarray, positive: Sequence[bool] | np.ndarray) -> float:
+    """Area under the ROC curve: how well scores tell positive ones from negative ones.
+
+    The probability that a positive one has a higher score than a negative one, ties counting
+    half: the Mann-Whitney statistic over the number of pairs, from ranks. NaN where there are
+    only positive or only negative ones, and where a score is NaN.
+
+    Raises:
+        ValueError: not two lists of the same length.
+    """
+    score, positive = np.asarray(score, float), np.asarray(positive, bool)
+    if score.ndim != 1 or score.shape != positive.shape:
+        raise ValueError(
+            f"score has shape {score.shape}, positive {positive.shape}: need one of each for "
+            "everything that is scored"
+        )
+    count = int(positive.sum())
+    pairs = count * (len(positive) - count)
+    if not pairs or np.isnan(score).any():
+        return math.nan
+    _, index, counts = np.unique(score, return_inverse=True, return_counts=True)
+    rank = (np.cumsum(counts) - (counts - 1) / 2)[index]  # equals share their mean rank
+    return float((rank[positive].sum() - count * (count + 1) / 2) / pairs)
+
+
 def _per_question(values) -> np.ndarray:
     values = np.asarray(values, dtype=float)
     if values.ndim != 1 or not len(values):

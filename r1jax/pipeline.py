@@ -8,20 +8,19 @@ they had made is moved aside, never deleted.
 
 import contextlib
 import dataclasses
-import hashlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
 
 from r1jax import assembly, checkpoints
-from r1jax.config import ConfigError
+from r1jax.config import ConfigError, digest
 from r1jax.data.sources import fingerprint, load_benchmarks
 from r1jax.experiment import Experiment, Stage, model_config
-from r1jax.kinds import Data, Given
-from r1jax.manifest import Manifest, input_hashes
+from r1jax.kinds import Data, Given, check_scope
+from r1jax.manifest import Manifest, file_hash
 from r1jax.models import load_params, make_model
 from r1jax.models.decoder import parameter_count
 from r1jax.models.huggingface import is_folder
@@ -37,27 +36,23 @@ log = logging.getLogger("r1jax")
 class Pipeline:
     """An experiment in a workdir. Making it reads and checks everything that is there already.
 
-    Raises ConfigError for what would stop a stage later, and for stages that were made from
-    other inputs, unless `rerun` allows to make them again.
+    Raises ConfigError for what would stop a stage later, for stages that were made from other
+    inputs, and for artefacts that are gone or changed, unless `rerun` allows to make them again:
+    that is then the last thing done here, when all else is known to be right.
     """
 
     def __init__(self, experiment: Experiment, workdir: Path, *, rerun: bool = False):
         self.experiment, self.workdir = experiment, workdir
         self.manifest = Manifest(workdir, experiment)
-        self.data = {
-            stage.name: self._read(stage)
-            for stage in experiment.stages
-            if not any(
-                r.makes == "examples" and r.target in stage.earlier for r in stage.references
-            )
-        }
+        self.data = {s.name: self._read(s) for s in experiment.stages if not s.reads_later}
         self.benchmarks = {}
         if experiment.evaluate:
             self.benchmarks = load_benchmarks(experiment.evaluate.benchmarks)
-        self.hashes = input_hashes(experiment, self.data)
-        if outdated := self.manifest.outdated(self.hashes):
-            self._renew(outdated, rerun)
-        self.tokenizer = assembly.make_tokenizer(experiment.tokenizer, workdir, experiment.seed)
+        self.hashes = self.manifest.input_hashes(self.data)
+        again = self._to_be_made_again(rerun)
+        same = self.manifest.same_tokenizer()
+        kept = same and assembly.kept_tokenizer(workdir)
+        self.tokenizer = kept or assembly.make_tokenizer(experiment.tokenizer, experiment.seed)
         config = model_config(
             experiment.model, vocabulary=assembly.padded_vocabulary(self.tokenizer)
         )
@@ -70,10 +65,24 @@ class Pipeline:
         self.mesh = make_mesh(**dataclasses.asdict(experiment.mesh))
         self.template = assembly.make_template(experiment.template, self.tokenizer, experiment.chat)
         for stage in experiment.stages:
-            if stage.name in self.data and not self.manifest.finished(stage.name):
-                self._check(stage, self.data[stage.name])
+            self._check(stage, again)
         if self.benchmarks:
             self._evaluator(self._run(experiment.stages[-1], None))
+        before = [
+            name
+            for name, stage in self.manifest.stages.items()
+            if name not in again and stage["evaluation"] != self._evaluation()
+        ]
+        if before:
+            log.warning(
+                "config.evaluate or a benchmark has changed; figures of %s are as they were",
+                ", ".join(before),
+            )
+        if again:
+            aside = self.manifest.set_aside(again, *([] if same else assembly.FILES))
+            log.info("made again: %s; what was there is in %s", ", ".join(again), aside)
+        if not kept:
+            assembly.keep_tokenizer(self.tokenizer, workdir)
 
     def execute(self, writer: Writer, *, loss: Callable | None = None) -> None:
         """Runs what is left to do. `loss` replaces the policy loss of GRPO stages."""
@@ -86,7 +95,8 @@ class Pipeline:
         clocks = time.monotonic(), time.process_time()
         if stage.name not in self.data:  # an earlier stage has made it by now
             self.data[stage.name] = self._read(stage)
-            self._check(stage, self.data[stage.name])
+            with _blamed_on(stage):
+                stage.does.check(stage.settings, self._run(stage, None), self.data[stage.name])
         data, run = self.data[stage.name], self._run(stage, writer)
         self.manifest.begin(stage.name, self.hashes[stage.name])
         evaluator = self._evaluator(run) if self.benchmarks else None
@@ -109,7 +119,8 @@ class Pipeline:
         about = {
             "artefact": self._artefact(stage, made.params),
             "counts": dict(made.counts),
-            "benchmarks": {name: fingerprint(rows) for name, rows in self.benchmarks.items()},
+            "benchmarks": self._benchmark_hashes(),
+            "evaluation": self._evaluation(),
             "metrics": self._last_metrics(stage),
             "wall_s": round(seconds[0], 1), "cpu_s": round(seconds[1], 1),  # of this process
         }  # fmt: skip
@@ -124,23 +135,37 @@ class Pipeline:
             str(self.workdir / "data" / f"{target}.jsonl") if target in stage.earlier else target
         )
 
-    def _renew(self, outdated: list[str], rerun: bool) -> None:
-        names = ", ".join(outdated)
-        if not rerun:
+    def _to_be_made_again(self, rerun: bool) -> list[str]:
+        """Stages that are out of date or damaged; raises ConfigError unless that is allowed."""
+        outdated, damaged = self.manifest.outdated(self.hashes), self.manifest.damaged()
+        if outdated and not rerun:
             raise ConfigError(
                 f"{self.workdir}: a config or a file that these stages were made from has changed: "
-                f"{names}. Add --rerun to make them again (what they had made is kept, under "
-                "superseded/), or use another --workdir"
+                f"{', '.join(outdated)}. Add --rerun to make them again (what they had made is "
+                "kept, under superseded/), or use another --workdir"
             )
-        aside = self.manifest.set_aside(outdated)
-        if not self.manifest.begun:  # nothing stays: the tokenizer may have changed as well
-            assembly.forget_tokenizer(self.workdir, aside)
-        log.info("made again: %s; what was there is in %s", names, aside)
+        damaged = {name: path for name, path in damaged.items() if name not in outdated}
+        if damaged and not rerun:
+            name, path = next(iter(damaged.items()))
+            raise ConfigError(
+                f"{path} is missing or is not what stage {name!r} made (manifest.json has its "
+                "hash): put it back, or add --rerun to make it again"
+            )
+        return [*outdated, *damaged]
 
-    def _check(self, stage: Stage, data: Data) -> None:
+    def _check(self, stage: Stage, again: Sequence[str]) -> None:
         """Raises ConfigError for what would stop the stage when the ones before it are done."""
         with _blamed_on(stage):
-            stage.does.check(stage.settings, self._run(stage, None), data)
+            for r in stage.references:
+                if r.target in stage.earlier:
+                    continue
+                if r.makes == "model" and r.field != "judge":  # that reads texts, by its own
+                    assembly.check_same_tokenizer(r.target, self.tokenizer, r.field)
+                elif r.makes == "score":
+                    check_scope(r, r.target)
+            done = self.manifest.finished(stage.name) and stage.name not in again
+            if stage.name in self.data and not done:
+                stage.does.check(stage.settings, self._run(stage, None), self.data[stage.name])
 
     def _run(self, stage: Stage, writer: Writer | None) -> Run:
         return Run(
@@ -151,8 +176,9 @@ class Pipeline:
 
     def _folder(self, target: str, stage: Stage) -> Path:
         """Of a model or score model: the checkpoint or published folder that is meant."""
-        own = self.workdir / "checkpoints" / target
-        path = own if target in stage.earlier else Path(target).resolve()
+        if target in stage.earlier:
+            return self.workdir / self.manifest.stages[target]["artefact"]["path"]
+        path = Path(target).resolve()
         return path if is_folder(path) else checkpoints.find(path)
 
     def _base(self, stage: Stage) -> str:
@@ -180,12 +206,21 @@ class Pipeline:
     def _evaluator(self, run: Run) -> evaluate.Evaluator:
         return evaluate.Evaluator(self.experiment.evaluate, run, self.benchmarks)
 
+    def _benchmark_hashes(self) -> dict[str, str]:
+        return {name: fingerprint(rows) for name, rows in self.benchmarks.items()}
+
+    def _evaluation(self) -> str:
+        """What figures of evaluations are functions of, beside the model."""
+        settings = self.experiment.plain.get("evaluate")
+        return digest({"settings": settings, "benchmarks": self._benchmark_hashes()})
+
     def _evaluate(self, stage: Stage, evaluator, params, writer: Writer) -> None:
         """Evaluates what a stage made, unless its own loop did so at its last step."""
-        rows = [r for r in read_lines(self.workdir / "metrics.jsonl") if r["stage"] == stage.name]
-        last = rows[-1]
-        if not any(name.startswith("eval/") for name in last):
-            writer.metrics(stage.name, last["step"], evaluator(params, last["step"]))
+        path = checkpoints.find(self.workdir / "checkpoints" / stage.name)
+        step, rows = int(path.name), read_lines(self.workdir / "metrics.jsonl")
+        own = [r for r in rows if r["stage"] == stage.name and r["step"] == step]
+        if not any(name.startswith("eval/") for row in own for name in row):
+            writer.metrics(stage.name, step, evaluator(params, step))
 
     def _artefact(self, stage: Stage, params) -> dict[str, str]:
         makes = stage.does.makes
@@ -195,7 +230,7 @@ class Pipeline:
         else:
             folder, ending = ("data", "jsonl") if makes == "examples" else ("results", "json")
             path = self.workdir / folder / f"{stage.name}.{ending}"
-            sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+            sha256 = file_hash(path)
         return {"kind": makes, "path": str(path.relative_to(self.workdir)), "sha256": sha256}
 
     def _last_metrics(self, stage: Stage) -> dict[str, float]:

@@ -83,11 +83,14 @@ class Run:
         return [*begin, *self.tokenizer.encode(text)]
 
     def document(self, question: str, response: str) -> Document:
-        """Templated question and response, end token last, for next-token training."""
+        """Templated question and response, end token last, for next-token training.
+
+        The response is a whole text, or what followed a prompt that opens the reasoning: both
+        give the same tokens (`Template.completion`).
+        """
         prompt = self.prompt(question)
-        return Document(
-            [*prompt, *self.tokenizer.encode(response), self.tokenizer.eos_id], len(prompt)
-        )
+        response = self.tokenizer.encode(self.template.completion(response))
+        return Document([*prompt, *response, self.tokenizer.eos_id], len(prompt))
 
     def sampler(self, config: SamplingConfig) -> Sampler:
         return Sampler(

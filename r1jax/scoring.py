@@ -18,7 +18,7 @@ from r1jax.data.tokenizers import Tokenizer, open_tokenizer
 from r1jax.models import scoring
 from r1jax.models.decoder import Decoder
 from r1jax.rewards import Response, whole_text
-from r1jax.rewards.sections import END_THINK, THINK, final, reasoning
+from r1jax.rewards.sections import END_THINK, final, reasoning
 from r1jax.run import Run
 from r1jax.sharding import batch_axis_size, rows
 from r1jax.templates import Template
@@ -33,13 +33,10 @@ def scored_document(run: Run, question: str, text: str, scope: str) -> Document:
 
     With the scope final they are the question and `sections.final(text)`, empty where there
     is none; else the question and all of the text. A prompt that ends in `<think>` is gone on
-    with, not opened twice, and closed at once before a final section.
+    with, not opened twice, and closed at once where no reasoning follows (`Run.document`).
     """
-    opened = run.template.think_opened
     if scope == "final":
-        text = (END_THINK if opened else "") + (final(text) or "")
-    elif opened:
-        text = text.removeprefix(THINK)
+        text = final(text) or ""
     # Half a character has no tokens; a text with one still has a score.
     return run.document(question, text.encode("utf-8", "replace").decode())
 

@@ -9,7 +9,7 @@ of a tokenizer's control tokens (`<|im_end|>`) are broken in the same way.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from r1jax.rewards.sections import TAGS, THINK
+from r1jax.rewards.sections import END_THINK, TAGS, THINK
 
 _SLOT = "{prompt}"
 
@@ -46,6 +46,23 @@ class Template:
         """
         question = escape(question, reserved)
         return self.text.replace(_SLOT, question + "\n" * question.endswith("```"))
+
+    def completion(self, response: str) -> str:
+        """What of a response from elsewhere follows the prompt, which may have opened `<think>`.
+
+        Then the tag that begins a whole response is taken out and nothing else, white space
+        neither, and a response without reasoning closes it at once. One that is a completion
+        already (`</think>` with no `<think>` before it) stays as it is, and so does every
+        response to a prompt that opens nothing.
+
+        To be applied once: nothing tells that what was never closed is a completion already.
+        """
+        if not self.think_opened:
+            return response
+        before, opened, rest = response.partition(THINK)
+        if opened and not before.strip():
+            return before + rest
+        return response if END_THINK in before else END_THINK + response
 
 
 def escape(text: str, reserved: Sequence[str] = ()) -> str:

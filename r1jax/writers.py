@@ -125,14 +125,21 @@ def replace(path: Path, content: str | bytes) -> None:
 
 
 def read_lines(path: str | Path) -> list[dict]:
-    """Rows of a JSON-lines file; a torn last line (a killed run's) is left out."""
+    """Rows of a JSON-lines file; a torn last line (a killed run's, without its end) is left out.
+
+    Raises ValueError, naming file and line, for any other line that is no JSON.
+    """
     rows = []
-    # Not splitlines(): that also splits at U+2028 and its like, which a model may write.
-    for line in Path(path).read_text(encoding="utf-8").split("\n")[:-1]:
+    # Bytes: a character may be torn too. Not splitlines(), which for texts also splits at U+2028
+    # and its like, which a model may write.
+    for number, line in enumerate(Path(path).read_bytes().split(b"\n")[:-1], start=1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            rows.append(json.loads(line.decode()))
+        except ValueError as error:  # of the JSON or of the UTF-8
+            raise ValueError(
+                f"{path}, line {number} is no JSON ({error}): restore the file from a copy, or "
+                "mend or delete the line"
+            ) from error
     return rows
 
 

@@ -207,7 +207,7 @@ def test_overrides_that_cannot_be_read(overrides, message):
         ("stages=('pretrain','sft')", "config.stages names 'sft', but there is no config.sft"),
         (
             "stages=('grpo',)",
-            "config.grpo.init='pretrain' is neither an earlier stage (none) nor a checkpoint",
+            "config.grpo.init='pretrain' is neither an earlier stage",
         ),
         ("grpo.init=", "config.grpo.init is not set: name a stage or a checkpoint to start from"),
     ],
@@ -224,8 +224,9 @@ def test_a_stage_may_be_left_out(tmp_path):
     assert [(s.name, s.init) for s in experiment.stages] == [("grpo", str(tmp_path))]
 
 
-def test_sft_ranges():
-    good = ["--config.data=x.jsonl"]
+def test_sft_ranges(tmp_path):
+    (tmp_path / "x.jsonl").write_text("")  # read later
+    good = [f"--config.data={tmp_path}/x.jsonl"]
     path = f"{FILE}:gsm8k"
     assert stage(settings(*good, path=path), "base").steps == 100
     for override, message in [
@@ -294,6 +295,21 @@ def test_plain_is_json_with_references_resolved():
     source.c = ConfigDict({"d": source.get_ref("b")})
     source.b = "x"
     assert config.plain(source) == {"a": [1, 2], "b": "x", "c": {"d": "x"}}
+
+
+def test_plain_resolves_references_at_any_depth():
+    source = ConfigDict({"file": config_dict.placeholder(str), "section": {"n": 1}})
+    file, section = source.get_ref("file"), source.get_ref("section")
+    source.flat = ("a", file, file + ".gz")
+    source.deep = ({"of": [file, (section,)]},)
+    source.inner = {"flat": (file,)}
+    # Unset, they are what the field itself is.
+    assert config.plain(source)["inner"] == {"flat": [None]}
+    source.file, source.section.n = "x", 2
+    assert config.plain(source) == {
+        "file": "x", "section": {"n": 2}, "flat": ["a", "x", "x.gz"],
+        "deep": [{"of": ["x", [{"n": 2}]]}], "inner": {"flat": ["x"]},
+    }  # fmt: skip
 
 
 def test_digest_knows_values_and_not_order():

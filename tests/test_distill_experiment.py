@@ -2,10 +2,12 @@
 
 import json
 
+import jax
 import pytest
 
-from experiments import distill
+from experiments import distill, r1, r1_zero
 from r1jax import compute, config, experiment
+from r1jax.models import make_model
 from r1jax.models.presets import PRESETS
 from r1jax.models.transformer import TransformerConfig
 
@@ -50,27 +52,54 @@ def test_the_examples_have_to_be_given():
 
 
 def test_unknown_variants_are_named():
-    with pytest.raises(ValueError, match=r"distill.py:small is unknown; variants: mini, tiny, "):
+    with pytest.raises(
+        ValueError, match=r"distill.py:small is unknown; variants: mini, aime, tiny, tokens, Qwen"
+    ):
         distill.get_config("small")
 
 
-def test_the_student_is_smaller_than_the_teacher_and_of_another_family(examples):
-    model = parsed("mini", f"--config.files.examples={examples}").model
-    # experiments/r1.py:mini has width 64, 3 layers, biases and one table.
-    assert model["width"] < 64 and model["layers"] < 3
-    assert not model["qkv_bias"] and not model["tied"]
+@pytest.mark.parametrize(
+    ("variant", "teacher", "parameters", "share"),
+    [
+        # A layer of the student: queries and output 2·48·48, keys and values 2·48·24,
+        # feed-forward 3·48·128, two norms of 48: 25,440. Two of them, two tables of 640·48, a
+        # norm: 112,368. Of the teacher: 3 layers of 49,408, one table of 640·64, a norm: 189,248.
+        ("mini", r1.mini, 2 * 25_440 + 2 * 640 * 48 + 48, 112_368 / 189_248),
+        # 2·32·32 + 2·32·16 + 3·32·96 + 2·32 = 12,352, twice, with two tables of 400·32 and a
+        # norm: 50,336. The teacher with one table of 400·64: 173,888.
+        ("aime", r1_zero.mini, 2 * 12_352 + 2 * 400 * 32 + 32, 50_336 / 173_888),
+    ],
+)  # fmt: skip
+def test_the_student_is_smaller_than_its_teacher_and_of_another_family(
+    variant, teacher, parameters, share, examples
+):
+    built = parsed(variant, f"--config.files.examples={examples}")
+    taught_by = teacher()
+    assert built.tokenizer.corpus == taught_by.tokenizer.corpus
+    assert built.tokenizer.vocabulary == taught_by.tokenizer.vocabulary
+    sizes = [count(model, built.tokenizer.vocabulary) for model in (built.model, taught_by.model)]
+    assert sizes[0] == parameters and sizes[0] / sizes[1] == pytest.approx(share)
+    assert f"{parameters:,} parameters" in distill.__doc__ and f"{share:.0%}" in distill.__doc__
+    assert (taught_by.model.qkv_bias, taught_by.model.tied) == (True, True)
+    assert (built.model["qkv_bias"], built.model["tied"]) == (False, False)
+
+
+def count(section, vocabulary):
+    model = make_model(experiment.model_config(section, vocabulary=vocabulary))
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    return sum(x.size for x in jax.tree.leaves(shapes))
 
 
 @pytest.mark.parametrize("world", [distill.AIME, distill.WORLD])
 def test_fine_tuning_costs_what_rl_does(world):
-    built = distill.mini(world)
+    built = distill.comparison(world)
     rl, sft = built.rl, built.distilled
     model = TransformerConfig(world.vocabulary, **built.model)
     rows = rl.prompts_per_rollout * rl.group_size
     lengths = [world.prompt] * rows, [world.sampled] * rows
     a_step = compute.grpo_flops(model, *lengths, group_size=rl.group_size)
-    documents = sft.batch_rows * (sft.row_tokens // (world.prompt + world.taught))
-    a_batch = compute.training_flops(model, [world.prompt] * documents, [world.taught] * documents)
+    documents = sft.batch_rows * sft.row_tokens / (world.prompt + world.taught)
+    a_batch = documents * compute.training_flops(model, [world.prompt], [world.taught])
     # Rounded to a whole step of some hundred.
     assert sft.steps * a_batch == pytest.approx(rl.steps * a_step, rel=5e-3)
     assert built.distilled_rl.steps == rl.steps
@@ -87,3 +116,10 @@ def test_tokens_learns_from_the_teachers_distribution(examples, tmp_path):
         "jsd": ("on_policy", "jsd"),
     }
     assert {stage.init for stage in built.stages[1:]} == {"student"}
+    assert built.evaluate.stages == tuple(stage.name for stage in built.stages)
+    # The student and the problems are those of `mini`.
+    mini = parsed("mini", f"--config.files.examples={examples}")
+    assert (built.model, built.tokenizer) == (mini.model, mini.tokenizer)
+    assert built.stages[:1] == mini.stages[:1]
+    problems = {s.settings.problems for s in built.stages if getattr(s.settings, "problems", "")}
+    assert problems == {mini.stages[1].settings.problems}

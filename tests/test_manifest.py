@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from r1jax import config, manifest
+from r1jax import config
 from r1jax.cli import main
 from r1jax.config import ConfigError
 from r1jax.experiment import parse
 from r1jax.kinds import Data
+from r1jax.manifest import Manifest
 from r1jax.writers import read_lines
 
 ROOT = Path(__file__).parents[1]
@@ -19,7 +20,8 @@ R1 = f"{ROOT / 'experiments' / 'r1.py'}:tiny"
 
 
 def hashes(path, *overrides, data=None):
-    return manifest.input_hashes(parse(config.plain(config.load(path, overrides))), data or {})
+    experiment = parse(config.plain(config.load(path, overrides)))
+    return Manifest(Path("/nowhere"), experiment).input_hashes(data or {})
 
 
 def changed(path, *overrides):
@@ -49,18 +51,31 @@ def test_what_a_stage_reads_is_part_of_its_input():
 
 
 def test_a_folder_is_told_by_what_is_in_it(tmp_path):
-    (tmp_path / "weights").write_bytes(b"x" * (manifest.SMALL + 1))
+    (tmp_path / "weights").write_bytes(b"x" * 1000)
     (tmp_path / "config.json").write_text("{}")
+    experiment = parse(config.plain(config.load(TINY)))
 
     def origin():
-        return manifest._origin(str(tmp_path), frozenset())["sha256"]
+        return Manifest(Path("/nowhere"), experiment).origin(str(tmp_path), ())["sha256"]
 
     first = origin()
     assert origin() == first
     (tmp_path / "config.json").write_text("[]")
     assert (second := origin()) != first
-    (tmp_path / "weights").write_bytes(b"x" * (manifest.SMALL + 2))
+    (tmp_path / "weights").write_bytes(b"x" * 999 + b"y")  # of the same size
     assert origin() not in (first, second)
+
+
+def test_problems_count_where_examples_are_still_to_be_made(tmp_path):
+    """`curated` joins the examples of an earlier stage: its problems are read all the same."""
+    path = tmp_path / "problems.jsonl"
+
+    def hash_with(answer):
+        path.write_text(json.dumps({"id": "1", "question": "1+1?", "answer": answer}) + "\n")
+        overrides = ["--config.curated.extra=('cold_data',)", f"--config.curated.problems={path}"]
+        return hashes(R1, *overrides)["curated"]
+
+    assert hash_with("2") == hash_with("2") != hash_with("3")
 
 
 @pytest.mark.parametrize(
@@ -71,7 +86,11 @@ def test_a_folder_is_told_by_what_is_in_it(tmp_path):
         (["--config.r1.init=helpfulness"], "config.r1.init='helpfulness': that stage makes a mod"),
         (["--config.r1.preference.models.helpfulness=sft"],
          "config.r1.preference.models.helpfulness='sft': that stage makes a model, and"),
-        (["--config.cold_data.init=nowhere"], "neither an earlier stage .base, r1_zero"),
+        (["--config.cold_data.init=nowhere"], "neither an earlier stage that makes a model .base"),
+        (["--config.cold_data.init=bse"], "did you mean 'base'"),
+        (["--config.sft.examples=cold_dta"], "config.sft.examples='cold_dta' .*did you mean"),
+        (["--config.cold_start.examples=curated"], "that stage does not come before"),
+        (["--config.evaluate.stages=('curated',)"], "which is no stage that makes a model"),
         (["--config.stages=('base','base')"], "names 'base' twice"),
     ],
 )  # fmt: skip
@@ -79,6 +98,16 @@ def test_references_that_cannot_be(overrides, message):
     plain = config.plain(config.load(R1, overrides))
     with pytest.raises(ConfigError, match=message):
         parse(plain)
+
+
+def test_a_score_model_of_another_scope_is_no_reward():
+    file = str(ROOT / "experiments" / "failed_attempts.py")
+    load = config.load(f"{file}:tiny", ["--config.prm_rl.preference.models.process=value"])
+    with pytest.raises(ConfigError, match=r"models\.process='value': .* with scope 'value', and"):
+        parse(config.plain(load))
+    load = config.load(f"{file}:tiny", ["--config.search.process_model=value"])
+    with pytest.raises(ConfigError, match=r"process_model='value': .* needed here is 'steps'"):
+        parse(config.plain(load))
 
 
 # --- a workdir of which something is made again ----------------------------------------
@@ -148,3 +177,35 @@ def test_everything_is_made_again_with_another_tokenizer(trained, tmp_path):
     old, new = ((w / "tokenizer.model").read_bytes() for w in (trained, work))
     assert old != new
     assert (work / "superseded" / "0" / "tokenizer.model").read_bytes() == old
+
+
+def test_nothing_is_moved_where_the_new_config_cannot_be(trained, tmp_path, capsys):
+    work = shutil.copytree(trained, tmp_path / "work")
+    before = {p: p.stat().st_mtime_ns for p in work.rglob("*")}
+    flags = ["--config.grpo.max_tokens=100000", "--rerun"]
+    assert run(work, *flags) == 1
+    assert "config.grpo: " in capsys.readouterr().err
+    assert {p: p.stat().st_mtime_ns for p in work.rglob("*")} == before
+
+
+def test_a_checkpoint_that_is_gone_is_noticed_and_made_again(trained, tmp_path, capsys):
+    work = shutil.copytree(trained, tmp_path / "work")
+    shutil.rmtree(work / "checkpoints" / "pretrain" / "8")  # 4 is still there
+    assert run(work) == 1
+    said = capsys.readouterr().err
+    assert "checkpoints/pretrain/8 is missing or is not what stage 'pretrain' made" in said
+    assert run(work, "--rerun") == 0
+    for name in ("pretrain", "grpo"):
+        assert stages(work)[name]["artefact"] == stages(trained)[name]["artefact"]
+    # What it was to make is the same, so what was made from it stays.
+    assert stages(work)["grpo"] == stages(trained)["grpo"]
+
+
+def test_checkpoints_without_a_manifest_are_not_taken_over(trained, tmp_path, capsys):
+    work = shutil.copytree(trained, tmp_path / "work")
+    (work / "manifest.json").unlink()
+    assert run(work) == 1
+    assert "but no manifest.json" in capsys.readouterr().err
+    (work / "manifest.json").write_text("{")
+    assert run(work) == 1
+    assert "manifest.json is unreadable" in capsys.readouterr().err

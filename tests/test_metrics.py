@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from r1jax.metrics import (
+    auc,
     bootstrap_interval,
     calibration_error,
     cons_at_k,
@@ -241,3 +242,38 @@ class TestCalibrationError:
             calibration_error([0.5, 0.5], [math.nan, 1])
         with pytest.raises(ValueError, match="bins=0: need at least 1"):
             calibration_error([0.5], [1], bins=0)
+
+
+class TestAuc:
+    def test_by_hand(self):
+        # Pairs (positive, negative): 3 over 1 and over 2, 2 over 1, 2 level with 2: 3.5 of 4.
+        assert auc([3, 2, 2, 1], [True, True, False, False]) == 3.5 / 4
+        assert auc([1, 2], [1, 0]) == 0 and auc([2, 1], [1, 0]) == 1
+        assert auc([5, 5, 5], [1, 0, 0]) == 0.5
+
+    def test_against_counting_pairs(self):
+        rng = np.random.default_rng(0)
+        score = rng.integers(0, 5, 40).astype(np.float32)  # with ties
+        positive = rng.random(40) < 0.4
+        pairs = [(a > b) + (a == b) / 2 for a in score[positive] for b in score[~positive]]
+        assert auc(score, positive) == pytest.approx(np.mean(pairs), rel=1e-12)
+
+    def test_only_the_order_of_scores_counts(self):
+        rng = np.random.default_rng(1)
+        score, positive = rng.standard_normal(50), rng.random(50) < 0.5
+        assert auc(np.exp(score), positive) == auc(score, positive)
+        assert auc(-score, positive) == pytest.approx(1 - auc(score, positive), abs=1e-12)
+
+    def test_nothing_to_tell_apart(self):
+        for score, positive in (
+            ([1, 2], [1, 1]),
+            ([1, 2], [0, 0]),
+            ([], []),
+            ([math.nan, 1], [1, 0]),
+        ):
+            assert math.isnan(auc(score, positive))
+
+    def test_errors(self):
+        for score, positive in (([0.5], [1, 0]), ([[0.5]], [[1]])):
+            with pytest.raises(ValueError, match="need one of each for everything that is scored"):
+                auc(score, positive)

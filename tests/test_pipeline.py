@@ -69,7 +69,7 @@ def test_problems_are_mixed_and_left_out_as_the_config_says(tmp_path):
 def test_what_a_workdir_holds(trained):
     assert {p.name for p in trained.iterdir()} == {
         "config.json", "metrics.jsonl", "samples.jsonl", "checkpoints", "plots", "manifest.json",
-        "tokenizer.model", "tensorboard",
+        "tokenizer.model", "tensorboard", "report.html",
     }  # fmt: skip
     assert json.loads((trained / "config.json").read_text()) == config.plain(config.load(TINY))
     assert sorted(p.name for p in (trained / "plots").iterdir()) == [
@@ -140,6 +140,9 @@ def test_the_manifest_says_what_each_stage_was_made_from(trained):
             "sha256": checkpoints.fingerprint(params),
         }  # fmt: skip
         assert stage.pop("metrics").get("lr") == (lr and pytest.approx(lr))
+        assert stage.pop("evaluation") == config.digest(
+            {"settings": plain["evaluate"], "benchmarks": benchmarks}
+        )
         assert stage.pop("input_hash") == manifest["begun"][name]
         assert stage.pop("commit") == manifest["commit"]
         assert stage.pop("r1jax") == r1jax.__version__ and stage.pop("jax") == jax.__version__
@@ -176,7 +179,7 @@ def test_a_finished_run_does_nothing_again(trained, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(trained, copy)
     kept = [p for p in copy.rglob("*") if p.is_file() and "tensorboard" not in p.parts]
-    kept = [p for p in kept if "plots" not in p.parts]
+    kept = [p for p in kept if "plots" not in p.parts and p.name != "report.html"]
     before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in kept}
     run(TINY, copy)
     assert {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in kept} == before

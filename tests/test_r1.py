@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from r1jax import checkpoints, config, models
+from r1jax.config import ConfigError
 from r1jax.models import scoring
 from r1jax.sharding import make_mesh
 from r1jax.train import train
@@ -99,6 +101,14 @@ def test_preference_rewards_come_last(finished):
     before, after = rows(finished, "r1")[1:]
     assert "reward/helpfulness" not in before
     assert {"reward/helpfulness", "reward/harmlessness", "reward/helpful"} <= set(after)
+
+
+def test_examples_that_were_changed_afterwards_are_refused(finished, tmp_path):
+    work = shutil.copytree(finished, tmp_path / "run")
+    path = work / "data" / "curated.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(ConfigError, match=r"curated\.jsonl is missing or is not what stage 'curat"):
+        train(config.load(TINY), work, progress=False)
 
 
 # --- stopped anywhere ------------------------------------------------------------------

@@ -15,12 +15,13 @@ from tokenizers import models as library
 
 from r1jax import models
 from r1jax.checkpoints import CheckpointError, Checkpoints
+from r1jax.data.examples import load_examples
 from r1jax.data.huggingface_tokenizer import HuggingFaceTokenizer
 from r1jax.data.packing import Document
 from r1jax.data.tokenizers import train_sentencepiece
 from r1jax.models import scoring
 from r1jax.models.transformer import Transformer, TransformerConfig
-from r1jax.rewards import Response
+from r1jax.rewards import Response, whole_text
 from r1jax.run import Run
 from r1jax.scoring import (
     Newlines,
@@ -129,13 +130,84 @@ def test_what_a_document_is_made_of(run_of, mesh1):
     assert cut == Document([*prompt, 2], len(prompt))
 
 
+OPENED = Template("q: {prompt} a:<think>", think_opened=True)
+
+
 def test_a_prompt_that_opens_the_reasoning(run_of, mesh1):
-    run = run_of(mesh1, Template("q: {prompt} a:<think>", think_opened=True))
+    run = run_of(mesh1, OPENED)
     text = "<think>\n1+1=2\n</think>2"
     whole = scored_document(run, "q", text, "whole")
     assert run.tokenizer.decode(whole.tokens) == "q: q a:" + text
     final = scored_document(run, "q", text, "final")
     assert run.tokenizer.decode(final.tokens) == "q: q a:<think></think>2"
+    cut = scored_document(run, "q", "<think>1+1", "final")
+    assert run.tokenizer.decode(cut.tokens) == "q: q a:<think></think>"
+
+
+@pytest.mark.parametrize("template", [OPENED, TEMPLATE])
+@pytest.mark.parametrize(
+    ("whole", "follows"),
+    [
+        (TEXT, TEXT.removeprefix("<think>")),
+        ("<answer>hello</answer>", "</think><answer>hello</answer>"),
+        ("<think>1</think><think>2</think>3", "1</think><think>2</think>3"),
+    ],
+)
+def test_a_whole_response_and_what_follows_the_prompt_are_the_same_tokens(
+    run_of, mesh1, template, whole, follows
+):
+    """For training, for pairs that scores are learned from, and for what is scored later."""
+    run = run_of(mesh1, template)
+    encode, prompt = run.tokenizer.encode, run.prompt("hi")
+    tail = follows if template.think_opened else whole
+    want = Document([*prompt, *encode(tail), 2], len(prompt))
+    assert run.document("hi", whole) == want
+    assert scored_document(run, "hi", whole, "whole") == want
+    if template.think_opened:
+        assert run.document("hi", follows) == want
+        for scope in ("whole", "final"):
+            pair, late = (scored_document(run, "hi", t, scope) for t in (whole, follows))
+            sampled = whole_text(Response(follows, think_opened=True))
+            assert pair == late == scored_document(run, "hi", sampled, scope)
+
+
+def test_a_doubled_tag_that_was_sampled_is_scored_as_it_was(run_of, mesh1):
+    run = run_of(mesh1, OPENED)
+    sampled = Response("<think>1</think>2", think_opened=True)
+    document = scored_document(run, "q", whole_text(sampled), "whole")
+    assert run.tokenizer.decode(document.tokens[document.prompt :]) == sampled.text
+
+
+def test_worked_answers_open_the_reasoning_once(run_of, mesh1, tmp_path):
+    path = tmp_path / "worked.jsonl"
+    path.write_text('{"question": "1+1?", "answer": "1+1=2\\n#### 2"}\n')
+    [example] = load_examples(str(path))
+    for template in (OPENED, TEMPLATE):
+        run = run_of(mesh1, template)
+        document = run.document(example["question"], example["response"])
+        assert run.tokenizer.decode(document.tokens) == (
+            "q: 1+1? a:<think>1+1=2</think>\n<answer>\\boxed{2}</answer>"
+        )
+
+
+def test_steps_after_a_prompt_that_opens_the_reasoning(run_of, mesh1, model, params):
+    """Their newlines are counted in the whole text: as many have to be in the tokens."""
+    run = run_of(mesh1, OPENED)
+    scorer = ResponseScorer(run, model, params, "steps", batch_tokens=256)
+    for text in ("<think>\n1+1=2\n</think>2\n", "\n <think>ab\ncd\n</think>2"):
+        document = scored_document(run, "q", text, "steps")
+        ids = document.tokens[document.prompt :]
+        assert len(Newlines(run.tokenizer)(ids)) == text.count("\n")
+    sampled = Response("\n1+1=2\n</think>2", think_opened=True)
+    document = scored_document(run, "q", whole_text(sampled), "steps")
+    [score_T] = Scorer(run, model, batch_tokens=256)(params, [document])
+    end = next(  # of the line 1+1=2, by decoding ever longer prefixes
+        t
+        for t in range(len(document.tokens))
+        if "1+1=2\n" in run.tokenizer.decode(document.tokens[: t + 1])
+    )
+    want = 1 / (1 + math.exp(-score_T[end]))
+    np.testing.assert_allclose(scorer([{"question": "q"}], [sampled]), [want], atol=1e-5)
 
 
 def test_half_a_character_is_scored(run_of, mesh1, model, params):

@@ -98,6 +98,39 @@ def test_think_opened_template():
     assert template.render("<think>") == "User: < think>\nAssistant: <think>\n"
 
 
+# By what a prompt that ends in the tag makes of them: prompt + what follows has it once.
+FOLLOWS = {
+    "<think>so</think>4": "so</think>4",
+    "\n <think>so</think>4": "\n so</think>4",
+    "<think>\nso\n</think>4": "\nso\n</think>4",
+    "so</think>4": "so</think>4",  # it followed such a prompt before
+    "so</think>The tag is <think>.": "so</think>The tag is <think>.",
+    "<think></think>4": "</think>4",
+    "</think>4": "</think>4",
+    "<think>never closed": "never closed",
+    "<think><think>a</think>b": "<think>a</think>b",  # sampled so: one tag is the prompt's
+    "<answer>4</answer>": "</think><answer>4</answer>",
+    "Hello!": "</think>Hello!",
+    "Hm <think>so</think>4": "</think>Hm <think>so</think>4",
+    "": "</think>",
+}
+
+
+@pytest.mark.parametrize("response", FOLLOWS)
+def test_what_follows_a_prompt(response):
+    opened = Template("{prompt} <think>\n", think_opened=True)
+    assert opened.completion(response) == FOLLOWS[response]
+    for template in TEMPLATES.values():  # none of them opens it
+        assert template.completion(response) == response
+
+
+@pytest.mark.parametrize("response", [r for r in FOLLOWS if "<think>" not in FOLLOWS[r]])
+def test_a_completion_is_its_own_once_it_is_closed(response):
+    opened = Template("{prompt}<think>", think_opened=True)
+    once = opened.completion(response)
+    assert (opened.completion(once) == once) == ("</think>" in once)
+
+
 @pytest.mark.parametrize(
     ("text", "think_opened", "message"),
     [

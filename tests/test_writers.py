@@ -108,6 +108,36 @@ def test_a_torn_last_line(tmp_path, torn):
     assert [r["x"] for r in rows(tmp_path)] == [1, 2]
 
 
+def test_a_line_torn_within_a_character(tmp_path):
+    path = tmp_path / "samples.jsonl"
+    text = '{"step": 1, "stage": "grpo", "response": "數"}\n'
+    path.write_bytes(text.encode() + text.encode()[:43])  # of the character's bytes 42 to 44
+    assert read_lines(path) == [json.loads(text)]
+
+
+@pytest.mark.parametrize("bad", [b'{"step": 2, "st', b"", b"\x00\x00", b'"\xe6\x95"'])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "samples.jsonl"])
+def test_a_bad_line_before_the_last_loses_nothing(tmp_path, name, bad):
+    good = [json.dumps({"step": i, "stage": "grpo"}).encode() for i in range(30)]
+    path = tmp_path / name
+    content = b"\n".join([*good[:3], bad, *good[3:]]) + b"\n"
+    writer = quiet(tmp_path)
+    path.write_bytes(content)
+    message = rf"{name}, line 4 is no JSON \(.+\): restore the file from a copy, or mend or delete"
+    with pytest.raises(ValueError, match=message):
+        read_lines(path)
+    with pytest.raises(ValueError, match=message):
+        writer.rewind("grpo", 30)
+    assert path.read_bytes() == content
+
+
+def test_a_bad_last_line_that_is_whole_is_not_torn(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2\n')
+    with pytest.raises(ValueError, match="line 2 is no JSON"):
+        read_lines(path)
+
+
 def test_wall_time_goes_on_after_a_resume(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "stage": "grpo", "wall_s": 1000.0}\n')
     start = time.monotonic()

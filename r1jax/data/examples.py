@@ -32,11 +32,6 @@ def load_examples(source: str | Sequence[str], *, limit: int | None = None) -> l
     return _of_file(source, limit)
 
 
-def load_named(sources: Sequence[str]) -> list[Example]:
-    """As `load_examples` of them all; every example says in `source` which one it is from."""
-    return [example | {"source": name} for name in sources for example in load_examples(name)]
-
-
 def _of_task(source: str) -> list[Example]:
     """Part of the family's definition, so of no seed but 0."""
     _, name, count, *more = [*source.split(":"), "", ""]

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from r1jax.rewards.language import language_of
-from r1jax.rewards.sections import END_THINK, THINK
 from r1jax.run import Run
 
 WAYS = ("plain", "few_shot", "reflect")
@@ -71,8 +70,7 @@ class Asker:
             return Asked(run.prompt(question))
         prompt, begin, shown = [], 0, self._choose(place, problem)
         for example in shown:
-            response = completion(example["response"], run.template.think_opened)
-            prompt += run.document(example["question"], response).tokens[begin:]
+            prompt += run.document(example["question"], example["response"]).tokens[begin:]
             begin = 0 if run.tokenizer.bos_id is None else 1  # the begin token stands there once
         asked = [e["question"] for e in shown if len(e["question"]) >= QUOTE]
         return Asked([*prompt, *run.prompt(question)[begin:]], tuple(asked))
@@ -94,21 +92,6 @@ def ask_to_rewrite(run: Run, problem: Mapping, text: str) -> Asked:
 def language_for(problem: Mapping) -> str:
     """The language that a response to a problem should be in."""
     return problem.get("reply_in") or language_of(problem["question"])
-
-
-def completion(text: str, think_opened: bool) -> str:
-    """What of a whole response follows the prompt: without a think tag that the prompt opened.
-
-    Where the prompt opens one, a response without reasoning closes it at once.
-    """
-    if not think_opened:
-        return text
-    bare = text.lstrip()
-    if bare.startswith(THINK):
-        return bare.removeprefix(THINK)
-    if END_THINK in text and THINK not in text:
-        return text  # it was written for such a prompt
-    return END_THINK + text
 
 
 def _of_language(texts: Mapping[str, str], language: str) -> str:

@@ -41,16 +41,17 @@ class Labelled(NamedTuple):
 
 def prefixes(
     responses: Mapping[tuple[int, int], Tokens], boundaries: frozenset[int]
-) -> list[tuple[int, Tokens]]:
+) -> dict[tuple[int, Tokens], tuple[int, int]]:
     """What is to be continued of (problem, sample): responses, as (problem, prefix).
 
     All beginnings that end with a step, but whole responses; each once, in order of first use.
+    With where that is: the sample, and the index of the prefix's last token.
     """
-    found: dict[tuple[int, Tokens], None] = {}
-    for (problem, _), tokens in responses.items():
+    found: dict[tuple[int, Tokens], tuple[int, int]] = {}
+    for (problem, sample), tokens in responses.items():
         for end in step_ends(tokens, boundaries)[:-1]:
-            found[problem, tokens[: end + 1]] = None
-    return list(found)
+            found.setdefault((problem, tokens[: end + 1]), (sample, end))
+    return found
 
 
 def label(

@@ -105,6 +105,11 @@ def run(config: PreferenceConfig, run: Run, pairs: Sequence[Pair], params) -> di
     Raises ValueError for a response longer than a row, and for fewer pairs than a batch.
     """
     data = _Data(config, run, pairs)
+    if data.left_out:
+        log.warning(
+            "%s: %d of %d pairs left out: chosen and rejected are the same in what the scope %s "
+            "shows", run.stage, data.left_out, len(pairs), config.scope,
+        )  # fmt: skip
     optimizer = OPTIMIZERS[config.optimizer](
         b2=config.b2, weight_decay=config.weight_decay, clip_norm=config.clip_norm
     )
@@ -137,6 +142,11 @@ def run(config: PreferenceConfig, run: Run, pairs: Sequence[Pair], params) -> di
                 if step == total or step % config.checkpoint_every == 0:
                     checkpoints.save(state, {})
     return state.params
+
+
+def check(config: PreferenceConfig, run: Run, pairs: Sequence[Pair]) -> None:
+    """Raises ValueError for a response longer than a row, and for fewer pairs than a batch."""
+    _Data(config, run, pairs)
 
 
 def measure(
@@ -175,11 +185,7 @@ class _Data:
         self._config, self._run = config, run
         kept, held = split(pairs, config.held_out, seed=run.seed, most=config.held_out_most)
         self._train, self.held_out = self._documents(kept), self._documents(held)
-        if (same := len(pairs) - len(self._train) - len(self.held_out)) > 0:
-            log.warning(
-                "%s: %d of %d pairs left out: chosen and rejected are the same in what the scope "
-                "%s shows", run.stage, same, len(pairs), config.scope,
-            )  # fmt: skip
+        self.left_out = len(pairs) - len(self._train) - len(self.held_out)
         per_epoch = len(self._train) // config.batch_pairs
         if not per_epoch:
             raise ValueError(

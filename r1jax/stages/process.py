@@ -23,6 +23,7 @@ from r1jax.data.mixing import Mixture
 from r1jax.data.packing import Document, plan
 from r1jax.data.sources import problem_order
 from r1jax.learner import init_state, scoring_step
+from r1jax.metrics import auc
 from r1jax.models import scoring
 from r1jax.optim import adamw, cosine, warmup
 from r1jax.rewards.graders import check_ready
@@ -143,8 +144,22 @@ def run(config: ProcessConfig, run: Run, problems: Sequence[Mapping] | Mixture, 
 
     Labels are made once, in parts of `problems_at_once` problems, and kept in
     `data/STAGE.labels.jsonl`; an interrupted stage goes on after the last whole part. Raises
-    ValueError for prompts that do not fit the model's context, rows too short for a response,
-    and fewer problems than are to be held out.
+    ValueError for what `check` finds, and for responses that fill too few rows for a batch.
+    """
+    check(config, run, problems)
+    problems = problems.problems if isinstance(problems, Mixture) else list(problems)
+    labelled = _Labeller(config, run, problems)(params)
+    held = len(problems) - config.held_out
+    training = [x for x in labelled if x.problem < held]
+    measure = _Measure(config, run, problems, [x for x in labelled if x.problem >= held])
+    return _train(config, run, problems, training, params, measure)
+
+
+def check(config: ProcessConfig, run: Run, problems: Sequence[Mapping] | Mixture) -> None:
+    """Raises ValueError, before anything is sampled, for settings that cannot work.
+
+    These are prompts that do not fit the model's context, rows too short for a response or that
+    the mesh cannot cut, and too few problems to hold some out and fill a batch with the rest.
     """
     check_rows(run.mesh, batch_rows=config.batch_rows)
     problems = problems.problems if isinstance(problems, Mixture) else list(problems)
@@ -153,21 +168,40 @@ def run(config: ProcessConfig, run: Run, problems: Sequence[Mapping] | Mixture, 
             f"{len(problems)} problems, of which held_out={config.held_out} are held out: give "
             "more, or lower held_out"
         )
+    # How long they will be nobody knows: no fewer than one a row.
+    responses = (len(problems) - config.held_out) * config.samples
+    if responses < config.batch_rows:
+        raise _too_few(config, responses)
+    names = len(problems) * config.samples * config.max_tokens
+    if names > 2**31:
+        raise ValueError(
+            f"{len(problems)} problems × samples={config.samples} × max_tokens={config.max_tokens} "
+            f"= {names} places to continue from, more than the {2**31} that have random keys of "
+            "their own; lower one of them"
+        )
     check_ready(problems)
-    labelled = _Labeller(config, run, problems)(params)
-    held = len(problems) - config.held_out
-    training = [x for x in labelled if x.problem < held]
-    measure = _Measure(config, run, problems, [x for x in labelled if x.problem >= held])
-    return _train(config, run, problems, training, params, measure)
+    _Labeller(config, run, problems)
+
+
+def _too_few(config: ProcessConfig, responses: int) -> ValueError:
+    return ValueError(
+        f"{responses} responses fill fewer than batch_rows={config.batch_rows} rows of "
+        f"row_tokens={config.row_tokens}; lower batch_rows, or give more problems or samples"
+    )
 
 
 class _Labeller:
-    """Makes the labels, or reads those that were made."""
+    """Makes the labels, or reads those that were made.
+
+    Raises ValueError for prompts that do not fit the model's context, and rows too short for a
+    response.
+    """
 
     def __init__(self, config: ProcessConfig, run: Run, problems: Sequence[Mapping]):
         self.config, self.run, self.problems = config, run, problems
         self.path = run.workdir / "data" / f"{run.stage}.labels.jsonl"
         self.prompts = [run.prompt(p["question"]) for p in problems]
+        run.sampler(config.sampling).check(self.prompts)
         self.boundaries = boundary_ids(run.tokenizer, config.separator)
         self.growth = Growth(
             run, config.sampling, self.boundaries, step_tokens=1, prompts=self.prompts
@@ -229,11 +263,17 @@ class _Labeller:
             for j, tokens in enumerate(group)
         }  # fmt: skip
         boundaries = frozenset(self.boundaries)
-        states = prefixes(responses, boundaries)
+        first_use = prefixes(responses, boundaries)
+        states = list(first_use)
+        # Each is named by its place alone: so its continuations, and with them the labels,
+        # depend on no other problem and not on `problems_at_once`.
+        ids = [
+            (p * config.samples + sample) * config.max_tokens + end
+            for (p, _), (sample, end) in first_use.items()
+        ]
         grown = self.growth(
-            params, states, config.continuations, run.key("continuations", chosen.start),
-            range(len(states)), whole=True,
-        )  # fmt: skip
+            params, states, config.continuations, run.key("continuations"), ids, whole=True
+        )
         asked = [(p, tokens) for (p, _), tokens in responses.items()]
         asked += [(p, t) for (p, _), group in zip(states, grown, strict=True) for t in group]
         right = self.graded(asked, pool)
@@ -279,22 +319,6 @@ class _Measure:
         }
 
 
-def auc(score_n: np.ndarray, positive_n: np.ndarray) -> float:
-    """Probability that a positive one has the higher score than a negative one; ties count half.
-
-    NaN where there are only positive or only negative ones.
-    """
-    order = np.argsort(score_n, kind="stable")
-    _, index, counts = np.unique(score_n[order], return_inverse=True, return_counts=True)
-    rank_n = np.empty(len(score_n))
-    rank_n[order] = (np.cumsum(counts) - (counts - 1) / 2)[index]  # equals share their mean rank
-    positive = int(positive_n.sum())
-    negative = len(positive_n) - positive
-    if not positive or not negative:
-        return float("nan")
-    return float((rank_n[positive_n].sum() - positive * (positive + 1) / 2) / positive / negative)
-
-
 def _document(run: Run, problems: Sequence[Mapping], labelled: Labelled) -> Document:
     """The sampled ids themselves behind the prompt."""
     prompt = run.prompt(problems[labelled.problem]["question"])
@@ -335,10 +359,7 @@ def _train(config: ProcessConfig, run: Run, problems, labelled, params, measure:
             packed[at : at + config.batch_rows] for at in range(0, whole, config.batch_rows)
         ]
     if not batches:
-        raise ValueError(
-            f"{len(documents)} responses fill fewer than batch_rows={config.batch_rows} rows of "
-            f"row_tokens={config.row_tokens}; lower one of them"
-        )
+        raise _too_few(config, len(documents))
     total = len(batches)
     optimizer = adamw(b2=config.b2, weight_decay=config.weight_decay, clip_norm=config.clip_norm)
     update = scoring_step(run.model, optimizer, step_loss)

@@ -20,7 +20,7 @@ import numpy as np
 from r1jax.compute import sampling_flops
 from r1jax.data.mixing import Mixture
 from r1jax.data.progress import BatchProgress, signature
-from r1jax.data.prompting import WAYS, Asker, ask_to_rewrite, completion
+from r1jax.data.prompting import WAYS, Asker, ask_to_rewrite
 from r1jax.data.sources import fingerprint
 from r1jax.data.tasks import TASKS
 from r1jax.judging import GRADED, Judge, Verifier, needs_judge, prediction
@@ -35,6 +35,7 @@ from r1jax.sampling.engine import SamplingConfig
 
 REWRITE_MODEL, REWRITE_TASK = "model", "task:"
 SELF = "self"
+JOINED = ("question", "response", "source")  # of an example from elsewhere
 
 
 @dataclass(frozen=True)
@@ -121,14 +122,15 @@ def run(
 ) -> dict[str, float]:
     """Writes the kept responses and `extra` to data/STAGE.jsonl; returns counts and rates.
 
-    A row has `question` (bare), `response` (what follows the run's prompt), `id`, `source`,
-    `asked` (the way) and `sample`; one of `extra`, which follow, has its own `source`.
+    A row has `question` (bare), `response` (the whole text, with the think tag that the prompt may
+    have opened), `id`, `source`, `asked` (the way) and `sample`. One of `extra`, which follow, has
+    question, response and `source` as they were given.
 
     Args:
       judge: parameters of the judge, where the config names one other than 'self'.
       judge_run: model, tokenizer and prompt of the judge; None: those of `run`.
       shots: the examples of `shots_from`.
-      extra: examples with `source` (`data.examples.load_named`).
+      extra: examples with `source`, where they are from.
 
     Returns counts by name; `acceptance_<filter>` is the share that passed it of the correct
     responses that got as far, `judge_agreement` the share of audited ones of which judge and
@@ -165,7 +167,7 @@ def run(
                 f"{ {name: n for name, n in counts.items() if n} }; start from a better model, "
                 "ask in other ways (prompts), or leave a filter out"
             )
-        progress.finish(path, [_joined(example, run) for example in extra])
+        progress.finish(path, [{name: e[name] for name in JOINED} for e in extra])
     counts |= {
         "questions": len(work.problems), "dropped_open": work.dropped, "extra": len(extra),
         "rows": counts["kept"] + len(extra),
@@ -367,12 +369,12 @@ class _Collector:
         ]
 
     def _by_task(self, candidates: Sequence[_Candidate], verifier: Verifier):
-        readable, opened = _readable(self.config.rewrite), self.run.template.think_opened
+        readable, template = _readable(self.config.rewrite), self.run.template
         made = {}
         for i, c in enumerate(candidates):
             text = readable(self.problems[c.place], whole_text(c.response))
             if text is not None:
-                made[i] = Response(completion(text, opened), think_opened=opened)
+                made[i] = Response(template.completion(text), think_opened=template.think_opened)
         verifier.begin({i: (self.problems[candidates[i].place], r) for i, r in made.items()})
         correct = verifier.finish()
         return [(candidates[i], response, correct[i]) for i, response in made.items()]
@@ -399,9 +401,8 @@ class _Collector:
         self.counts["surplus"] += len(passed) - len(drawn)
         return [
             {
-                "question": problem["question"],
-                "response": completion(text, run.template.think_opened),
-                "id": problem["id"], "source": problem.get("source", config.problems),
+                "question": problem["question"], "response": text, "id": problem["id"],
+                "source": problem.get("source", config.problems),
                 "asked": candidate.way, "sample": candidate.sample,
             }
             for candidate, text in (passed[i] for i in sorted(drawn))
@@ -433,14 +434,6 @@ def _as_written(text: str, specials: Sequence[str]) -> bool:
         and "\ufffd" not in text
         and not any(word in text for word in specials)
     )
-
-
-def _joined(example: Mapping, run: Run) -> dict:
-    """The row of an example from elsewhere."""
-    response = completion(example["response"], run.template.think_opened)
-    return {
-        "question": example["question"], "response": response, "source": example["source"]
-    }  # fmt: skip
 
 
 def _readable(rewrite: str):

@@ -131,13 +131,42 @@ def run(
     its 95% interval over questions (`low`, `high`), and `covered`, the share of questions to
     which any finished response is right. `aggregates` has the accuracy of best-of-N by every way
     to score a response. Rows are written as they are found, and not searched again.
+    Raises ValueError for what `check` finds.
     """
+    check(config, run, problems)
     problems = problems.problems if isinstance(problems, Mixture) else list(problems)
-    check_ready(problems)
     models = {"process": process_params, "value": value_params}
     with RewardPool({"accuracy": 1.0}, config.workers) as pool:
         comparison = _Comparison(config, run, problems, params, models, pool)
         return comparison()
+
+
+def check(config: SearchConfig, run: Run, problems: Sequence[Mapping] | Mixture) -> None:
+    """Raises ValueError, before anything is sampled, for settings that cannot work.
+
+    These are prompts that leave no room for a response and a step in the model's context, a
+    separator that no token holds, and answers that have to vote but cannot.
+    """
+    problems = problems.problems if isinstance(problems, Mixture) else list(problems)
+    check_ready(problems)
+    prompts = [run.prompt(p["question"]) for p in problems]
+    run.sampler(config.sampling).check(prompts)
+    _growth(config, run, prompts)
+    plain = [m for m in ("majority", "weighted_vote") if m in config.methods]
+    searched = config.answer == "vote" and any(m in config.methods for m in SEARCHED)
+    for problem in problems if plain or searched else ():
+        grader = grader_of(problem)
+        if grader.answer is None or grader.equal is None:
+            mends = [f"leave {' and '.join(plain)} out of methods"] if plain else []
+            mends += ["set answer='best'"] if searched else []
+            raise ValueError(
+                f"answers to problem {problem['id']!r} cannot vote; {' and '.join(mends)}"
+            )
+
+
+def _growth(config: SearchConfig, run: Run, prompts: Sequence[Sequence[int]]) -> Growth:
+    boundaries = boundary_ids(run.tokenizer, config.separator)
+    return Growth(run, config.sampling, boundaries, step_tokens=config.step_tokens, prompts=prompts)
 
 
 class _Answer(NamedTuple):
@@ -153,12 +182,9 @@ class _Comparison:
     def __init__(self, config: SearchConfig, run: Run, problems, params, models, pool):
         self.config, self.run, self.problems = config, run, problems
         self.params, self.models, self.pool = params, models, pool
-        boundaries = boundary_ids(run.tokenizer, config.separator)
         prompts = [run.prompt(p["question"]) for p in problems]
-        self.growth = Growth(
-            run, config.sampling, boundaries, step_tokens=config.step_tokens, prompts=prompts
-        )
-        self.scorer = StepScorer(run, boundaries, prompts)
+        self.growth = _growth(config, run, prompts)
+        self.scorer = StepScorer(run, boundary_ids(run.tokenizer, config.separator), prompts)
         self.path = run.workdir / "results" / f"{run.stage}.json"
         self._graded: dict[tuple[int, Tokens], bool] = {}
         self.results = self._kept()
@@ -272,11 +298,6 @@ class _Comparison:
 
     def _vote(self, problem: int, responses: Sequence[Tokens], weights=None) -> int | None:
         grader = grader_of(self.problems[problem])
-        if grader.answer is None or grader.equal is None:
-            raise ValueError(
-                f"answers to problem {self.problems[problem]['id']!r} cannot vote; leave majority "
-                "and weighted_vote out of methods"
-            )
         answers = [grader.answer(whole_text(self._response(t))) for t in responses]
         return vote(answers, weights, equal=grader.equal)
 

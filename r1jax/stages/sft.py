@@ -1,6 +1,6 @@
 """Supervised fine-tuning on examples: packed rows, loss on the responses only."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import jax
@@ -61,28 +61,9 @@ def run(config: SftConfig, run: Run, examples: Sequence[Mapping[str, str]], para
     rows that do not fill a last batch are dropped. Raises ValueError for an example longer
     than a row, and for too few examples for a single batch.
     """
-    check_rows(run.mesh, batch_rows=config.batch_rows)
-    documents = [run.document(e["question"], e["response"]) for e in examples]
-    lengths = [len(d.tokens) for d in documents]
-
-    def epoch_rows(epoch: int) -> list[list[int]]:
-        order = problem_order(len(documents), run.seed, epoch)
-        packed = plan([lengths[i] for i in order], config.row_tokens)
-        return [[int(order[i]) for i in row] for row in packed]
-
-    steps_of = [len(epoch_rows(e)) // config.batch_rows for e in range(config.epochs)]
-    if not all(steps_of):
-        raise ValueError(
-            f"{len(examples)} examples fill fewer than batch_rows={config.batch_rows} rows of "
-            f"row_tokens={config.row_tokens}; lower one of them"
-        )
-    total = min(config.steps, sum(steps_of)) if config.steps else sum(steps_of)
-    batches = (
-        packed[at * config.batch_rows : (at + 1) * config.batch_rows]
-        for epoch, count in enumerate(steps_of)
-        for packed in [epoch_rows(epoch)]
-        for at in range(count)
-    )
+    epochs = _Epochs(config, run, examples)
+    documents, batches = epochs.documents, epochs.batches()
+    total = min(config.steps, sum(epochs.steps)) if config.steps else sum(epochs.steps)
     optimizer = OPTIMIZERS[config.optimizer](
         b2=config.b2, weight_decay=config.weight_decay, clip_norm=config.clip_norm
     )
@@ -122,6 +103,40 @@ def run(config: SftConfig, run: Run, examples: Sequence[Mapping[str, str]], para
                 if step == total or step % config.checkpoint_every == 0:
                     checkpoints.save(state, {})
     return lora.join(frozen, state.params)
+
+
+def check(config: SftConfig, run: Run, examples: Sequence[Mapping[str, str]]) -> None:
+    """Raises ValueError for an example longer than a row, too few of them for a batch, and
+    rows that the mesh cannot cut."""
+    _Epochs(config, run, examples)
+
+
+class _Epochs:
+    """The examples as documents, and the rows that every epoch packs them into."""
+
+    def __init__(self, config: SftConfig, run: Run, examples: Sequence[Mapping[str, str]]):
+        check_rows(run.mesh, batch_rows=config.batch_rows)
+        self._config, self._seed = config, run.seed
+        self.documents = [run.document(e["question"], e["response"]) for e in examples]
+        self._lengths = [len(d.tokens) for d in self.documents]
+        self.steps = [len(self._rows(e)) // config.batch_rows for e in range(config.epochs)]
+        if not all(self.steps):
+            raise ValueError(
+                f"{len(examples)} examples fill fewer than batch_rows={config.batch_rows} rows of "
+                f"row_tokens={config.row_tokens}; lower one of them"
+            )
+
+    def batches(self) -> Iterator[list[list[int]]]:
+        """Rows of documents' indices, step by step."""
+        count = self._config.batch_rows
+        for epoch, steps in enumerate(self.steps):
+            packed = self._rows(epoch)
+            yield from (packed[at * count : (at + 1) * count] for at in range(steps))
+
+    def _rows(self, epoch: int) -> list[list[int]]:
+        order = problem_order(len(self.documents), self._seed, epoch)
+        packed = plan([self._lengths[i] for i in order], self._config.row_tokens)
+        return [[int(order[i]) for i in row] for row in packed]
 
 
 def _flops(run: Run, documents: Sequence[Document], config: SftConfig) -> float:

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from r1jax.data import examples
-from r1jax.data.examples import load_examples, load_named
+from r1jax.data.examples import load_examples
 from r1jax.rewards import Response, score
 
 
@@ -124,8 +124,3 @@ def test_several_sources_follow_each_other(tasks, write):
     path = write({"question": "q", "response": "r"}, {"question": "q2", "response": "r"})
     assert [e["question"] for e in load_examples([path, "task:toy:1"])] == ["q", "q2", "q00"]
     assert [e["question"] for e in load_examples((path, "task:toy:3"), limit=1)] == ["q", "q00"]
-    assert load_named(["task:toy:1", path])[:2] == [
-        {"question": "q00", "response": "r0", "source": "task:toy:1"},
-        {"question": "q", "response": "r", "source": path},
-    ]
-    assert load_named([]) == []

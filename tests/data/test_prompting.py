@@ -2,9 +2,7 @@
 
 from types import SimpleNamespace
 
-import pytest
-
-from r1jax.data.prompting import Asker, ask_to_rewrite, completion
+from r1jax.data.prompting import Asker, ask_to_rewrite
 from r1jax.run import Run
 from r1jax.templates import Template
 
@@ -81,6 +79,8 @@ def test_few_shot_after_a_prompt_that_opens_the_reasoning():
     assert text.count("What is 1 plus 1?\n<think>1</think>2$") == 1
     assert text.count("1加1是多少？请回答\n<think></think>2$") == 1  # no reasoning was given
     assert text.endswith("What is 9 plus 9?\n<think>") and text.count("^") == 1
+    follows = [{"question": ENGLISH[1]["question"], "response": "1</think>2"}, CHINESE[1]]
+    assert shown(Asker(ask.run, follows, 2)(0, PROBLEM, "few_shot")) == text
 
 
 def test_worked_examples_are_drawn_for_each_question_in_its_language():
@@ -112,19 +112,3 @@ def test_rewriting_asks_with_the_solution_whose_tags_are_broken():
     assert text.startswith("^User: What is 9 plus 9?\n\n< think>9 9< /think>18\n\nRewrite")
     assert asked.repeated_in(text)
     assert "改写" in shown(ask_to_rewrite(run_of(), {"question": "九加九"}, "18"))
-
-
-@pytest.mark.parametrize(
-    ("text", "follows"),
-    [
-        ("<think>so</think>4", "so</think>4"),
-        ("\n <think>so</think>4", "so</think>4"),
-        ("so</think>4", "so</think>4"),  # it followed such a prompt before
-        ("Hello!", "</think>Hello!"),
-        ("<think></think>4", "</think>4"),
-    ],
-)
-def test_what_follows_a_prompt_that_opens_the_reasoning(text, follows):
-    assert completion(text, True) == follows
-    assert completion(follows, True) == follows
-    assert completion(text, False) == text

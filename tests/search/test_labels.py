@@ -14,7 +14,11 @@ RESPONSES = {
 
 def test_every_beginning_is_continued_once():
     # (1, 7) of the first problem is shared by two samples; the second problem has its own.
-    assert prefixes(RESPONSES, CUT) == [(0, (1, 7)), (0, (1, 7, 2, 7)), (1, (1, 7))]
+    # It keeps where it came first: the sample, and its last token there.
+    want = {(0, (1, 7)): (0, 1), (0, (1, 7, 2, 7)): (0, 3), (1, (1, 7)): (0, 1)}
+    assert list(prefixes(RESPONSES, CUT).items()) == list(want.items())
+    other = prefixes({(0, 1): RESPONSES[0, 1], (0, 2): RESPONSES[0, 0]}, CUT)
+    assert other == {(0, (1, 7)): (1, 1), (0, (1, 7, 2, 7)): (2, 3)}
 
 
 def test_steps_get_the_shares_of_their_prefixes_and_the_last_its_own_outcome():

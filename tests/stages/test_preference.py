@@ -222,6 +222,8 @@ def test_pairs_that_the_scope_shows_as_the_same_are_left_out(place, tiny, caplog
     here.run = dataclasses.replace(here.run, tokenizer=Tags())
     config = settings(held_out=0, epochs=1, row_tokens=40, scope="final")
     with caplog.at_level(logging.WARNING, "r1jax"):
+        preference.check(config, here.run, pairs)
+        assert not caplog.text  # the run says it
         train(here, config, tiny[1], pairs)
     assert "8 of 12 pairs left out: chosen and rejected are the same" in caplog.text
     assert [row["step"] for row in here.metrics] == [1]  # 4 pairs: one step
@@ -229,6 +231,9 @@ def test_pairs_that_the_scope_shows_as_the_same_are_left_out(place, tiny, caplog
 
 def test_too_few_pairs(place, tiny):
     message = r"16 pairs to train on \(of 20\) are fewer than batch_pairs=17; lower it, or give"
+    preference.check(settings(batch_pairs=16), place().run, PAIRS)
+    with pytest.raises(ValueError, match=message):
+        preference.check(settings(batch_pairs=17), place().run, PAIRS)
     with pytest.raises(ValueError, match=message):
         train(place(), settings(batch_pairs=17), tiny[1])
 
@@ -236,7 +241,10 @@ def test_too_few_pairs(place, tiny):
 def test_a_response_longer_than_a_row(place, tiny):
     # Begin token, question, "=", 20 letters, end token.
     long = [*PAIRS, {"question": "z", "chosen": "b", "rejected": "b" * 20}]
-    with pytest.raises(ValueError, match=r"a response to 'z' has 24 tokens with its prompt, more"):
+    message = r"a response to 'z' has 24 tokens with its prompt, more"
+    with pytest.raises(ValueError, match=message):
+        preference.check(settings(), place().run, long)
+    with pytest.raises(ValueError, match=message):
         train(place(), settings(), tiny[1], long)
 
 

@@ -15,7 +15,7 @@ from r1jax.rewards import REWARDS
 from r1jax.search import engine
 from r1jax.search.labels import Labelled
 from r1jax.stages import process
-from r1jax.stages.process import ProcessConfig, StepBatch, auc, step_loss
+from r1jax.stages.process import ProcessConfig, StepBatch, step_loss
 from r1jax.writers import read_lines
 
 NEW, K = 8, 4
@@ -167,15 +167,6 @@ def test_a_batch_without_steps_has_no_loss():
     assert float(step_loss(jnp.full((1, 2), jnp.nan), empty)[0]) == 0
 
 
-def test_auc_counts_pairs():
-    rng = np.random.default_rng(0)
-    score_n = rng.integers(0, 5, 40).astype(float)  # with ties
-    positive_n = rng.random(40) < 0.4
-    pairs = [(a > b) + (a == b) / 2 for a in score_n[positive_n] for b in score_n[~positive_n]]
-    assert auc(score_n, positive_n) == pytest.approx(np.mean(pairs))
-    assert math.isnan(auc(score_n, np.ones(40, bool)))
-
-
 def test_it_learns_what_the_first_letter_decides(place, tiny):
     here = place()
     train(here, tiny, epochs=30)
@@ -239,6 +230,39 @@ def test_stopped_in_labelling_and_resumed_equals_uninterrupted(place, tiny, monk
     assert other.read_text() == path.read_text()
 
 
+def test_labels_do_not_depend_on_the_problems_beside(place, tiny, monkeypatch):
+    # What the last letter decides: the shares are those of the drawn continuations.
+    monkeypatch.setitem(REWARDS, "accuracy", lambda _, r: float(r.text[-1:] in EARLY))
+    made = []
+    for at_once in (2, 4):
+        here = place(str(at_once))
+        train(here, tiny, problems_at_once=at_once, epochs=1)
+        made.append(labels(here))
+    assert made[0] == made[1]
+    assert any(0 < share < 1 for x in made[0] for share in x.shares[:-1])
+
+
+def test_every_place_to_continue_from_has_keys_of_its_own(place, tiny, monkeypatch):
+    here, named = place(), []
+    call = engine.Growth.__call__
+
+    def naming(self, params, states, count, key, ids, **rest):
+        if any(tokens for _, tokens in states):  # not the responses themselves
+            named.extend(zip(states, ids, strict=True))
+        return call(self, params, states, count, key, ids, **rest)
+
+    monkeypatch.setattr(engine.Growth, "__call__", naming)
+    train(here, tiny, epochs=1)
+    assert len({i for _, i in named}) == len(named) >= 3
+    made = {(x.problem, x.sample): x for x in labels(here)}
+    for (problem, prefix), i in named:
+        place_of, end = divmod(i, NEW)
+        # Three samples a problem.
+        assert divmod(place_of, 3)[0] == problem
+        x = made[divmod(place_of, 3)]
+        assert x.tokens[: end + 1] == prefix and end in x.ends[:-1]
+
+
 def test_labels_of_other_settings_are_made_anew(place, tiny):
     here = place()
     train(here, tiny)
@@ -264,9 +288,24 @@ def test_a_finished_stage_does_nothing(place, tiny):
         ({"row_tokens": 9}, "row_tokens=9 is less than .* raise it to 11"),
         ({"held_out": 8}, "8 problems, of which held_out=8"),
         ({"max_tokens": 61, "row_tokens": 64}, "that exceeds the model's context of 64"),
-        ({"batch_rows": 500}, "fewer than batch_rows=500"),
+        # 6 problems that are not held out, 3 responses each
+        ({"batch_rows": 19}, "18 responses fill fewer than batch_rows=19"),
+        ({"separator": "!"}, "no token of the tokenizer holds the separator '!'"),
+        # 8 · 2^29 = 2^32 places
+        ({"samples": 2**29}, "places to continue from, more than the 2147483648"),
     ],
 )
 def test_settings_that_cannot_work(place, tiny, changes, message):
+    here = place()
     with pytest.raises(ValueError, match=message):
-        train(place(), tiny, **changes)
+        process.check(settings(**changes), here.run, PROBLEMS)
+    with pytest.raises(ValueError, match=message):
+        train(here, tiny, **changes)
+    assert not list(here.run.workdir.iterdir())  # nothing has been sampled
+
+
+def test_responses_that_turn_out_too_short_to_fill_a_batch(place, tiny):
+    """Of 8 tokens at most with a prompt of 3: two or more share a row of 32, 18 never fill 18."""
+    process.check(settings(batch_rows=18), place().run, PROBLEMS)
+    with pytest.raises(ValueError, match="18 responses fill fewer than batch_rows=18 rows of"):
+        train(place(), tiny, batch_rows=18)

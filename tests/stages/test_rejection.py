@@ -377,8 +377,27 @@ def test_a_prompt_that_opens_the_reasoning(scripted):
         extra=[{"question": "Hello", "response": "Hi.", "source": "s"},
                {"question": "How?", "response": "<think>so</think>So.", "source": "s"}],
     )  # fmt: skip
-    # What follows the prompt: training puts the tag in front itself.
-    assert [r["response"] for r in here.rows] == [said[0], "</think>Hi.", "so</think>So."]
+    # Whole texts; those from elsewhere as they were given.
+    whole = ["<think>" + said[0], "Hi.", "<think>so</think>So."]
+    assert [r["response"] for r in here.rows] == whole
+    run = dataclasses.replace(
+        here.run, tokenizer=Codes(), template=Template("{prompt}<think>", True)
+    )
+    learned = [run.document(r["question"], r["response"]) for r in here.rows]
+    follows = [said[0], "</think>Hi.", "so</think>So."]
+    assert [run.tokenizer.decode(d.tokens[d.prompt :]) for d in learned] == follows
+
+
+def test_what_a_task_rewrites_after_a_prompt_that_opens_the_reasoning(scripted, monkeypatch):
+    """Graded and kept as if it had been sampled so."""
+    task = SimpleNamespace(readable=lambda problem, text: text.replace("draft", "count"))
+    monkeypatch.setattr(rejection, "TASKS", {"toy": task})
+    said = "We draft.</think>There are \\boxed{4}."
+    here = scripted(
+        lambda text, j: said, [problem()], samples=1, rewrite="task:toy",
+        template="{prompt}<think>",
+    )  # fmt: skip
+    assert [r["response"] for r in here.rows] == ["<think>We count.</think>There are \\boxed{4}."]
 
 
 # --- which questions, settings ---------------------------------------------------------

@@ -198,7 +198,44 @@ def test_settings_that_cannot_work(changes, message):
         settings(**changes)
 
 
-def test_votes_need_answers_that_compare(place, tiny, guide, monkeypatch):
+@pytest.mark.parametrize(
+    ("changes", "mend"),
+    [
+        ({}, "leave majority and weighted_vote out of methods and set answer='best'"),
+        ({"methods": ("majority",)}, "leave majority out of methods$"),
+        ({"methods": ("best_of_n", "mcts")}, "set answer='best'$"),
+        ({"answer": "best"}, "leave majority and weighted_vote out of methods$"),
+    ],
+)
+def test_votes_need_answers_that_compare(place, tiny, guide, monkeypatch, changes, mend):
     monkeypatch.setitem(graders.GRADERS, "letters", Grader(lambda p: None, lambda p, t: 0.0))
-    with pytest.raises(ValueError, match=r"answers to problem '0' cannot vote; leave majority"):
-        compare(place(), tiny, guide)
+    here = place()
+    message = rf"answers to problem '0' cannot vote; {mend}"
+    with pytest.raises(ValueError, match=message):
+        search.check(settings(**changes), here.run, PROBLEMS)
+    with pytest.raises(ValueError, match=message):
+        compare(here, tiny, guide, **changes)
+    assert not here.run.calls and not list(here.run.workdir.iterdir())
+
+
+def test_methods_without_a_vote_need_no_such_answers(place, monkeypatch):
+    monkeypatch.setitem(graders.GRADERS, "letters", Grader(lambda p: None, lambda p, t: 0.0))
+    config = settings(methods=("best_of_n", "beam"), answer="best")
+    search.check(config, place().run, PROBLEMS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"separator": "!"}, "no token of the tokenizer holds the separator '!'"),
+        ({"max_tokens": 62}, "prompt 0 has 3 tokens; with max_tokens=62 that exceeds"),
+        # 3 + 58 + 4 = 65 of 64
+        ({"max_tokens": 58}, "a last step of step_tokens=4 more that exceeds the model's context"),
+    ],
+)
+def test_what_is_found_before_sampling(place, tiny, guide, changes, message):
+    here = place()
+    with pytest.raises(ValueError, match=message):
+        search.check(settings(**changes), here.run, PROBLEMS)
+    with pytest.raises(ValueError, match=message):
+        compare(here, tiny, guide, **changes)

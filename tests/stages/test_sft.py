@@ -107,19 +107,34 @@ def test_a_finished_stage_does_nothing(place, tiny):
     assert here.metrics == before
 
 
+def train_with(here, config, examples=EXAMPLES):
+    sft.run(config, here.run, examples)
+
+
+def check_with(here, config, examples=EXAMPLES):
+    sft.check(config, here.run, examples)
+
+
+def test_what_passes_the_check(place):
+    check_with(place(), settings(batch_rows=6))  # all 6 rows
+
+
 def test_too_few_examples(place):
     message = "12 examples fill fewer than batch_rows=8 rows of row_tokens=20; lower one of them"
-    with pytest.raises(ValueError, match=message):
-        train(place(), settings(batch_rows=8))
+    for call in (train_with, check_with):
+        with pytest.raises(ValueError, match=message):
+            call(place(), settings(batch_rows=8))
 
 
 def test_an_example_longer_than_a_row(place):
     # Begin token, question, "=", 20 letters, end token.
     long = [*EXAMPLES, {"question": "a", "response": "b" * 20}]
-    with pytest.raises(ValueError, match=r"has 24 tokens, more than the 20 of a row"):
-        train(place(), settings(), examples=long)
+    for call in (train_with, check_with):
+        with pytest.raises(ValueError, match=r"has 24 tokens, more than the 20 of a row"):
+            call(place(), settings(), long)
 
 
 def test_rows_that_the_mesh_cannot_cut(place, mesh8):
-    with pytest.raises(ValueError, match="batch_rows=2 is not divisible by the 4 pieces"):
-        train(place(mesh=mesh8), settings())
+    for call in (train_with, check_with):
+        with pytest.raises(ValueError, match="batch_rows=2 is not divisible by the 4 pieces"):
+            call(place(mesh=mesh8), settings())

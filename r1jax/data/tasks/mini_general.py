@@ -47,7 +47,7 @@ from r1jax.data.tasks.requests import (
     other_language,
     requests,
 )
-from r1jax.rewards.checks import occurrences, share_met
+from r1jax.rewards.checks import share_met
 from r1jax.rewards.hints import hint
 from r1jax.rewards.language import language_of
 from r1jax.rewards.sections import final
@@ -349,8 +349,3 @@ _ASPECTS = {"helpful": _more_helpful, "harmless": _more_harmless}
 def helpfulness(request: Request, response: str) -> float:
     """Share of the checks that the final answer meets."""
     return share_met(checks(request), final(response))
-
-
-def is_rude(response: str) -> bool:
-    """Whether a word of RUDE stands anywhere in the response."""
-    return bool(occurrences([word for words in RUDE.values() for word in words], response))
