@@ -16,7 +16,7 @@ from r1jax import compute
 from r1jax.advantages import group_relative
 from r1jax.data.mixing import Mixture
 from r1jax.rewards import Response, check_weights, reflection
-from r1jax.rewards.graders import check_ready
+from r1jax.rewards.graders import check_ready, is_open
 from r1jax.rewards.pool import RewardPool
 from r1jax.run import Run
 from r1jax.sampling.engine import Sampler
@@ -172,11 +172,6 @@ class Rounds:
                 parts[i][name] = value
                 parts[i]["total"] += preference.weights[name] * value
         return parts
-
-
-def is_open(problem: Mapping) -> bool:
-    """Whether no rule decides what a right response is."""
-    return problem.get("grader") == "open"
 
 
 def _mean(values: Iterable[float]) -> float:

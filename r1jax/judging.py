@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 
 from r1jax.compute import sampling_flops
 from r1jax.rewards import Problem, Response, sections, whole_text
+from r1jax.rewards.graders import is_open
 from r1jax.rewards.judge import judge_question, verdict
 from r1jax.rewards.pool import RewardPool
 from r1jax.run import Run
@@ -15,7 +16,7 @@ GRADED = {"accuracy": 1.0}  # the rewards of a pool that a `Verifier` can use
 
 def needs_judge(problem: Problem) -> bool:
     """Whether no rule decides: not even checks of what the answer has to be like."""
-    return problem.get("grader") == "open" and not problem.get("checks")
+    return is_open(problem) and not problem.get("checks")
 
 
 def prediction(response: Response) -> str | None:

@@ -31,7 +31,6 @@ from r1jax.stages import (
     sft,
 )
 
-MAKES = ("model", "score", "examples", "results")
 PREFERENCE = "preference.models."  # field of a GRPO stage, then a score model's own name
 
 
@@ -86,7 +85,7 @@ class Kind(NamedTuple):
     """`read(settings, seed, locate)`, `check(settings, run, data)`, `run(settings, run, given)`."""
 
     config: type
-    makes: str  # of MAKES
+    makes: str  # 'model', 'score', 'examples' or 'results'
     run: Callable[[Any, Run, Given], Made]
     read: Callable[[Any, int, Locate], Data] = lambda *_: NOTHING
     check: Callable[[Any, Run, Data], None] = lambda *_: None

@@ -67,6 +67,11 @@ def cosine(step: int, steps: int, end: float = 0.0) -> float:
     return end + (1 - end) * 0.5 * (1 + math.cos(math.pi * share))
 
 
+def warm_cosine(step: int, steps: int, *, lr: float, lr_end: float, warmup_steps: int) -> float:
+    """The rate of a step, counted from 0: warm-up, and half a cosine from `lr` to `lr_end`."""
+    return lr * warmup(step, warmup_steps) * cosine(step, steps, lr_end / lr)
+
+
 def _is_matrix(params):
     # By name: the blocks' scales and biases are stacked over layers, so they have two axes too.
     return jax.tree_util.tree_map_with_path(

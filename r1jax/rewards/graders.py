@@ -117,6 +117,11 @@ def grader_of(problem: Problem) -> Grader:
     return GRADERS[name]
 
 
+def is_open(problem: Problem) -> bool:
+    """Whether no grader decides what the right answer is."""
+    return problem.get("grader") == "open"
+
+
 def check_ready(problems: Iterable[Problem]) -> None:
     """Raises ValueError, saying what to install, where this machine cannot grade some of them."""
     languages = {p["language"] for p in problems if p.get("grader") == "code"}

@@ -20,9 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from r1jax import compute
+from r1jax.data.epochs import example_epochs
 from r1jax.data.mixing import Mixture
 from r1jax.data.packing import Document, Packed, pack, plan
-from r1jax.data.sources import problem_order
 from r1jax.divergence import check_divergence, head_divergence
 from r1jax.learner import LAYOUT, apply_gradients, init_state
 from r1jax.logprobs import head_logprobs
@@ -30,7 +30,7 @@ from r1jax.losses import distillation_loss, sft_loss
 from r1jax.models import lora
 from r1jax.models.decoder import Decoder
 from r1jax.models.lora import LoraConfig
-from r1jax.optim import OPTIMIZERS, Optimizer, cosine, warmup
+from r1jax.optim import OPTIMIZERS, Optimizer, warm_cosine
 from r1jax.rewards import reflection
 from r1jax.run import Run
 from r1jax.sampling.engine import SamplingConfig
@@ -159,8 +159,10 @@ def run(
         with run.writer.bar(total, run.stage, done=done) as bar:
             for step in range(done, total):
                 packed, values = source(lora.join(frozen, state.params), step)
-                lr = config.lr * warmup(step, config.warmup_steps)
-                lr *= cosine(step, total, config.lr_end / config.lr)
+                lr = warm_cosine(
+                    step, total, lr=config.lr, lr_end=config.lr_end,
+                    warmup_steps=config.warmup_steps,
+                )  # fmt: skip
                 state, metrics = learner.update(state, frozen, teacher_params, packed, lr)
                 flops += values.pop("flops") + _update_flops(config, run, teacher_model, packed)
                 bar.update()
@@ -268,30 +270,16 @@ class _Given:
     """Rows of given examples, every epoch in an order of its own."""
 
     def __init__(self, config: DistillConfig, run: Run, examples: Sequence[Mapping]):
-        self._config, self._seed = config, run.seed
-        self._documents = [run.document(e["question"], e["response"]) for e in examples]
-        steps = [len(self._epoch(e)) // config.batch_rows for e in range(config.epochs)]
-        if not all(steps):
-            raise ValueError(
-                f"{len(examples)} examples fill fewer than batch_rows={config.batch_rows} rows of "
-                f"row_tokens={config.row_tokens}; lower one of them"
-            )
-        self._at = [(e, at) for e, count in enumerate(steps) for at in range(count)]
-        self.steps = min(config.steps, len(self._at)) if config.steps else len(self._at)
-        self._now = (-1, [])
-
-    def _epoch(self, epoch: int) -> list[list[int]]:
-        order = problem_order(len(self._documents), self._seed, epoch)
-        lengths = [len(self._documents[i].tokens) for i in order]
-        return [[int(order[i]) for i in row] for row in plan(lengths, self._config.row_tokens)]
+        self._epochs = example_epochs(
+            run, examples, row_tokens=config.row_tokens, batch_rows=config.batch_rows,
+            epochs=config.epochs,
+        )  # fmt: skip
+        self.steps = min(config.steps, len(self._epochs)) if config.steps else len(self._epochs)
 
     def __call__(self, params, step: int) -> tuple[list[list[Document]], dict[str, float]]:
         """(rows of documents of a step, metrics)."""
-        (epoch, at), size = self._at[step], self._config.batch_rows
-        if epoch != self._now[0]:
-            self._now = epoch, self._epoch(epoch)
-        members = self._now[1][at * size : (at + 1) * size]
-        return [[self._documents[i] for i in row] for row in members], {"flops": 0.0}
+        documents = self._epochs.documents
+        return [[documents[i] for i in row] for row in self._epochs.batch(step)], {"flops": 0.0}
 
 
 class _Sampled:

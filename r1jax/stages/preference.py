@@ -25,7 +25,7 @@ from r1jax.learner import init_state, scoring_step
 from r1jax.losses import preference_loss
 from r1jax.metrics import calibration_error
 from r1jax.models.scoring import about, with_score
-from r1jax.optim import OPTIMIZERS, cosine, warmup
+from r1jax.optim import OPTIMIZERS, warm_cosine
 from r1jax.run import Run
 from r1jax.scoring import Scorer, scored_document
 from r1jax.sharding import batch_axis_size, replicated, rows
@@ -126,11 +126,10 @@ def run(config: PreferenceConfig, run: Run, pairs: Sequence[Pair], params) -> di
             flops = sum(data.flops(step) for step in range(done))  # before a resume
             for step, batch in data.batches(done):
                 flops += data.flops(step - 1)
-                lr = (
-                    config.lr
-                    * warmup(step - 1, config.warmup_steps)
-                    * cosine(step - 1, total, config.lr_end / config.lr)
-                )
+                lr = warm_cosine(
+                    step - 1, total, lr=config.lr, lr_end=config.lr_end,
+                    warmup_steps=config.warmup_steps,
+                )  # fmt: skip
                 state, metrics = update(state, batch, lr)
                 bar.update()
                 if step == total or step % config.log_every == 0:

@@ -19,13 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from r1jax.data import packing
+from r1jax.data.epochs import Epochs
 from r1jax.data.mixing import Mixture
-from r1jax.data.packing import Document, plan
-from r1jax.data.sources import problem_order
+from r1jax.data.packing import Document
 from r1jax.learner import init_state, scoring_step
 from r1jax.metrics import auc
 from r1jax.models import scoring
-from r1jax.optim import adamw, cosine, warmup
+from r1jax.optim import adamw, warm_cosine
 from r1jax.rewards.graders import check_ready
 from r1jax.rewards.pool import RewardPool
 from r1jax.run import Run
@@ -344,23 +344,12 @@ def pack(
 def _train(config: ProcessConfig, run: Run, problems, labelled, params, measure: _Measure):
     """Trains all parameters and the head; resumable as any training is."""
     documents = [_document(run, problems, x) for x in labelled]
-    lengths = [len(d.tokens) for d in documents]
-
-    def epoch_rows(epoch: int) -> list[list[int]]:
-        order = problem_order(len(documents), run.seed, epoch)
-        packed = plan([lengths[i] for i in order], config.row_tokens)
-        return [[int(order[i]) for i in row] for row in packed]
-
-    batches = []
-    for epoch in range(config.epochs):
-        packed = epoch_rows(epoch)
-        whole = len(packed) - len(packed) % config.batch_rows
-        batches += [
-            packed[at : at + config.batch_rows] for at in range(0, whole, config.batch_rows)
-        ]
-    if not batches:
+    epochs = Epochs(
+        documents, row_tokens=config.row_tokens, batch_rows=config.batch_rows,
+        epochs=config.epochs, seed=run.seed,
+    )  # fmt: skip
+    if not (total := len(epochs)):
         raise _too_few(config, len(documents))
-    total = len(batches)
     optimizer = adamw(b2=config.b2, weight_decay=config.weight_decay, clip_norm=config.clip_norm)
     update = scoring_step(run.model, optimizer, step_loss)
     state = init_state(run.model, optimizer, run.mesh, params=scoring.with_score(params))
@@ -372,14 +361,14 @@ def _train(config: ProcessConfig, run: Run, problems, labelled, params, measure:
         if not restored:
             run.writer.metrics(run.stage, 0, measure(state.params))
         with run.writer.bar(total, run.stage, done=done) as bar:
-            for step, members in enumerate(batches[done:], start=done + 1):
+            for step in range(done + 1, total + 1):
+                members = epochs.batch(step - 1)
                 batch = pack(documents, labelled, members, config.row_tokens, config.kind)
                 batch = jax.device_put(batch, rows(run.mesh))
-                lr = (
-                    config.lr
-                    * warmup(step - 1, config.warmup_steps)
-                    * cosine(step - 1, total, config.lr_end / config.lr)
-                )
+                lr = warm_cosine(
+                    step - 1, total, lr=config.lr, lr_end=config.lr_end,
+                    warmup_steps=config.warmup_steps,
+                )  # fmt: skip
                 state, metrics = update(state, batch, lr)
                 bar.update()
                 save = step == total or step % config.checkpoint_every == 0

@@ -1,17 +1,17 @@
 """Supervised fine-tuning on examples: packed rows, loss on the responses only."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import jax
 
 from r1jax.compute import training_flops
-from r1jax.data.packing import Document, pack, plan
-from r1jax.data.sources import problem_order
+from r1jax.data.epochs import Epochs, example_epochs
+from r1jax.data.packing import Document, pack
 from r1jax.learner import init_state, supervised_step
 from r1jax.models import lora
 from r1jax.models.lora import LoraConfig
-from r1jax.optim import OPTIMIZERS, cosine, warmup
+from r1jax.optim import OPTIMIZERS, warm_cosine
 from r1jax.run import Run
 from r1jax.sharding import check_rows, rows
 
@@ -61,9 +61,9 @@ def run(config: SftConfig, run: Run, examples: Sequence[Mapping[str, str]], para
     rows that do not fill a last batch are dropped. Raises ValueError for an example longer
     than a row, and for too few examples for a single batch.
     """
-    epochs = _Epochs(config, run, examples)
-    documents, batches = epochs.documents, epochs.batches()
-    total = min(config.steps, sum(epochs.steps)) if config.steps else sum(epochs.steps)
+    epochs = _epochs(config, run, examples)
+    documents = epochs.documents
+    total = min(config.steps, len(epochs)) if config.steps else len(epochs)
     optimizer = OPTIMIZERS[config.optimizer](
         b2=config.b2, weight_decay=config.weight_decay, clip_norm=config.clip_norm
     )
@@ -81,18 +81,16 @@ def run(config: SftConfig, run: Run, examples: Sequence[Mapping[str, str]], para
         run.writer.rewind(run.stage, done)
         with run.writer.bar(total, run.stage, done=done) as bar:
             flops = 0.0  # of all steps so far, those before a resume included
-            for step, members in enumerate(batches, start=1):
-                if step > total:
-                    break
+            for step in range(1, total + 1):
+                members = epochs.batch(step - 1)
                 flops += _flops(run, [documents[i] for row in members for i in row], config)
                 if step <= done:
                     continue
                 batch = pack(documents, members, config.row_tokens)
-                lr = (
-                    config.lr
-                    * warmup(step - 1, config.warmup_steps)
-                    * cosine(step - 1, total, config.lr_end / config.lr)
-                )
+                lr = warm_cosine(
+                    step - 1, total, lr=config.lr, lr_end=config.lr_end,
+                    warmup_steps=config.warmup_steps,
+                )  # fmt: skip
                 batch = jax.device_put(batch, rows(run.mesh))
                 state, metrics = update(state, frozen, batch, lr)
                 bar.update()
@@ -108,35 +106,15 @@ def run(config: SftConfig, run: Run, examples: Sequence[Mapping[str, str]], para
 def check(config: SftConfig, run: Run, examples: Sequence[Mapping[str, str]]) -> None:
     """Raises ValueError for an example longer than a row, too few of them for a batch, and
     rows that the mesh cannot cut."""
-    _Epochs(config, run, examples)
+    _epochs(config, run, examples)
 
 
-class _Epochs:
-    """The examples as documents, and the rows that every epoch packs them into."""
-
-    def __init__(self, config: SftConfig, run: Run, examples: Sequence[Mapping[str, str]]):
-        check_rows(run.mesh, batch_rows=config.batch_rows)
-        self._config, self._seed = config, run.seed
-        self.documents = [run.document(e["question"], e["response"]) for e in examples]
-        self._lengths = [len(d.tokens) for d in self.documents]
-        self.steps = [len(self._rows(e)) // config.batch_rows for e in range(config.epochs)]
-        if not all(self.steps):
-            raise ValueError(
-                f"{len(examples)} examples fill fewer than batch_rows={config.batch_rows} rows of "
-                f"row_tokens={config.row_tokens}; lower one of them"
-            )
-
-    def batches(self) -> Iterator[list[list[int]]]:
-        """Rows of documents' indices, step by step."""
-        count = self._config.batch_rows
-        for epoch, steps in enumerate(self.steps):
-            packed = self._rows(epoch)
-            yield from (packed[at * count : (at + 1) * count] for at in range(steps))
-
-    def _rows(self, epoch: int) -> list[list[int]]:
-        order = problem_order(len(self.documents), self._seed, epoch)
-        packed = plan([self._lengths[i] for i in order], self._config.row_tokens)
-        return [[int(order[i]) for i in row] for row in packed]
+def _epochs(config: SftConfig, run: Run, examples: Sequence[Mapping[str, str]]) -> Epochs:
+    check_rows(run.mesh, batch_rows=config.batch_rows)
+    return example_epochs(
+        run, examples, row_tokens=config.row_tokens, batch_rows=config.batch_rows,
+        epochs=config.epochs,
+    )  # fmt: skip
 
 
 def _flops(run: Run, documents: Sequence[Document], config: SftConfig) -> float:
