@@ -150,6 +150,7 @@ def test_a_changed_stage_is_made_again_and_the_one_before_it_is_not(trained, tmp
     assert run(work, change) == 0  # and it is done
 
 
+@pytest.mark.slow
 def test_a_file_that_has_changed_is_noticed(tmp_path, capsys):
     problems = tmp_path / "problems.jsonl"
 
@@ -170,6 +171,7 @@ def test_a_file_that_has_changed_is_noticed(tmp_path, capsys):
     assert second["grpo"]["data"]["sha256"] != first["grpo"]["data"]["sha256"]
 
 
+@pytest.mark.slow
 def test_everything_is_made_again_with_another_tokenizer(trained, tmp_path):
     work = shutil.copytree(trained, tmp_path / "work")
     flags = ["--config.tokenizer.vocabulary=360", "--config.grpo.steps=1", "--rerun"]

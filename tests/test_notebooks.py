@@ -38,6 +38,7 @@ def test_is_committed_clean(name):
             assert not cell.outputs and cell.execution_count is None, cell.id
 
 
+@pytest.mark.slow
 def test_grpo_loss(execute):
     text, figures = execute("grpo_loss.ipynb")
     assert "loss -0.02110149" in text and "loss/slope" in text

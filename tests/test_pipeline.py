@@ -185,6 +185,7 @@ def test_a_finished_run_does_nothing_again(trained, tmp_path):
     assert {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in kept} == before
 
 
+@pytest.mark.slow
 def test_same_seed_same_run_other_seed_other_run(trained, tmp_path):
     again = run(TINY, tmp_path / "again")
     assert steady(again) == steady(trained)

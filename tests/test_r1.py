@@ -19,6 +19,8 @@ from r1jax.sharding import make_mesh
 from r1jax.train import train
 from r1jax.writers import read_lines
 
+pytestmark = pytest.mark.slow  # eleven stages, however small, take most of a minute
+
 ROOT = Path(__file__).parents[1]
 TINY = f"{ROOT / 'experiments' / 'r1.py'}:tiny"
 STAGES = config.load(TINY).stages
@@ -129,7 +131,6 @@ def begun(workdir, stage):
     return path.exists() and stage in json.loads(path.read_text())["begun"]
 
 
-@pytest.mark.slow
 def test_killed_in_every_stage_and_run_again(finished, tmp_path):
     workdir, logs = tmp_path / "killed", tmp_path / "killed.log"
     killed = []

@@ -344,7 +344,13 @@ AHEAD = dict(ahead=True, importance_cap=1.5)
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, AHEAD, AHEAD | dict(dynamic_sampling=False, lora=LoraConfig(rank=2))],
+    [
+        {},
+        AHEAD,
+        pytest.param(
+            AHEAD | dict(dynamic_sampling=False, lora=LoraConfig(rank=2)), marks=pytest.mark.slow
+        ),
+    ],
     ids=["plain", "ahead", "ahead_adapters"],
 )
 def test_stopped_and_resumed_equals_uninterrupted(place, tiny, stopped, monkeypatch, changes):
