@@ -12,11 +12,10 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import figures
 import numpy as np
 
-from r1jax import plots
 from r1jax.report import across_seeds, format_table
-from r1jax.report.figure import stages_figure
 from r1jax.writers import read_lines
 
 
@@ -40,9 +39,8 @@ def main() -> None:
     for title, (write, given) in sections.items():
         if any(given):
             print(f"## {title}\n\n{write(*given)}\n")
-    if flags.figures and flags.r1:
-        flags.figures.mkdir(parents=True, exist_ok=True)
-        plots.save(stages_figure(across_seeds(flags.r1)), flags.figures / "stages.png")
+    if flags.figures:
+        figures.draw(flags.figures, flags.r1, flags.ablations, flags.distill, flags.failed)
 
 
 def stages(runs: Sequence[Path]) -> str:

@@ -143,6 +143,15 @@ def columns(rows: Sequence[Mapping], benchmark: str) -> list[str]:
     return found
 
 
+def shown(rows: Iterable[Mapping], benchmark: str) -> list[Mapping]:
+    """The rows of a benchmark's table: all but finished stages that it was not meant for."""
+    return [
+        row
+        for row in rows
+        if not row["finished"] or any(n.rpartition("/")[0] == benchmark for n in row["metrics"])
+    ]
+
+
 def heading(column: str) -> tuple[str, bool]:
     """(what stands above a column, whether its values are shares)."""
     if _CONS.fullmatch(column):
@@ -166,7 +175,7 @@ def _format(rows: Sequence[Mapping], benchmark: str) -> str:
     seeds = max((c.get("seeds", 0) for row in rows for c in row["metrics"].values()), default=0)
     heads = [f"{text}, %" if share else text for text, share in map(heading, names)]
     table = [[f"{benchmark}: stage", *heads]]
-    for row in rows:
+    for row in shown(rows, benchmark):
         cells = [row["metrics"].get(f"{benchmark}/{name}") for name in names]
         texts = [
             _cell(cell, heading(name)[1], seeds) for cell, name in zip(cells, names, strict=True)

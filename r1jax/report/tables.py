@@ -5,7 +5,7 @@ from typing import Any
 
 from r1jax.report.markup import Markup, tag
 from r1jax.report.records import Stage
-from r1jax.report.table import columns, heading, number
+from r1jax.report.table import columns, heading, number, shown
 
 
 def stages_table(rows: Sequence[Mapping], benchmark: str) -> Markup:
@@ -17,7 +17,7 @@ def stages_table(rows: Sequence[Mapping], benchmark: str) -> Markup:
         for n in names
     ]
     body = []
-    for row in rows:
+    for row in shown(rows, benchmark):
         cells = [
             _cell(row["metrics"].get(f"{benchmark}/{name}"), heading(name)[1], top)
             for name, top in zip(names, tops, strict=True)

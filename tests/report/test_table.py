@@ -207,6 +207,13 @@ def test_format_table_of_what_is_left_to_do(synthetic, tmp_path):
     assert format_table(stage_table(synthetic(tmp_path / "new", finished=()))).count("\n") == 0
 
 
+def test_a_stage_that_was_never_meant_for_a_benchmark_has_no_row(pipeline_run):
+    rows = stage_table(pipeline_run)
+    rows.insert(1, {**rows[0], "stage": "judge", "metrics": {}})
+    assert "judge" not in format_table(rows)
+    assert "judge (not finished)" in format_table([rows[0], {**rows[1], "finished": False}])
+
+
 def test_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match="has none of config.json, manifest.json, metrics.jsonl"):
         stage_table(tmp_path)
