@@ -10,6 +10,8 @@
                distilled     fine-tuned from it on the teacher's curated responses instead,
                              at the training FLOPs of `rl`
                distilled_rl  the same GRPO on top
+               distilled_short, distilled_short_rl
+                             fine-tuned for a sixth of the steps, and the same GRPO on top of that
            RESULTS.md has what came of it.
     aime   r1jax train --config=experiments/distill.py:aime \\
              --config.files.examples=CORRECT.jsonl --workdir=runs/distill_aime
@@ -76,6 +78,7 @@ AIME = World(
     student=dict(width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=96),
     repair=0.65, resume=0.6,
 )  # fmt: skip
+SHORT = 6  # of the steps of `distilled`, `distilled_short` takes one in so many
 RATES = {  # of the paper's students, initial
     "Qwen2.5-Math-1.5B": 1e-4,
     "Qwen2.5-Math-7B": 8e-5,
@@ -97,7 +100,15 @@ def get_config(variant: str = "mini") -> ConfigDict:
 
 
 def mini() -> ConfigDict:
-    return comparison(WORLD)
+    config = comparison(WORLD)
+    # Distillation at all of RL's FLOPs leaves nothing to add; so does RL add at a part of them?
+    config.distilled_short = config.distilled.copy_and_resolve_references()
+    config.distilled_short.steps = config.distilled.steps // SHORT
+    config.distilled_short.examples = config.files.get_ref("examples")
+    config.distilled_short_rl = dict(config.distilled_rl.to_dict(), init="distilled_short")
+    config.stages = (*config.stages, "distilled_short", "distilled_short_rl")
+    config.evaluate.stages = config.stages
+    return config
 
 
 def aime() -> ConfigDict:
@@ -179,7 +190,7 @@ def tiny() -> ConfigDict:
 
 
 def tokens() -> ConfigDict:
-    config = mini()
+    config = comparison(WORLD)
     config.files.teacher = config_dict.placeholder(str)
     config.stages = ("student", "distilled", "forward", "reverse", "jsd")
     config.evaluate.stages = config.stages

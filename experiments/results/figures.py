@@ -65,8 +65,9 @@ def hacking(ablations: Sequence[Path], failed: Sequence[Path]):
         (
             ("score of the reward model", ablations, "preference_long",
              {"reward/helpfulness": "helpfulness"}, 8),
-            ("the rule itself", ablations, "preference_long",
-             {"reward/helpful": "helpful, by the rule"}, 8),
+            ("what is true, on held-out questions", ablations, "preference_long",
+             {"eval/mini_general/helpful": "helpfulness, by the rule",
+              "eval/mini_world/pass@1": "accuracy on problems"}, 1),
             ("process reward as the reward", failed, "prm_rl",
              {"reward/process": "process reward", "reward/accuracy": "accuracy"}, 1),
         ),
@@ -80,7 +81,7 @@ def hacking(ablations: Sequence[Path], failed: Sequence[Path]):
             panel.legend(frameon=False, fontsize=9)
     panels[1].set_ylim(0, 1.03)
     panels[2].set_ylim(0, 1.03)
-    return _said(figure, ablations, "The first two panels: means over 8 steps.")
+    return _said(figure, ablations, "The first panel: means over 8 steps.")
 
 
 def distillation(runs: Sequence[Path]):
@@ -88,15 +89,19 @@ def distillation(runs: Sequence[Path]):
     figure = plots.new_figure(4.5)
     panel = figure.subplots(1, 1)
     stages = {
-        "rl": "RL", "distilled": "distillation", "distilled_rl": "RL after distillation",
+        "rl": "RL", "distilled": "distillation", "distilled_short": "a sixth of it",
+        "distilled_short_rl": "RL after a sixth",
     }  # fmt: skip
     for (stage, label), colour in zip(stages.items(), COLOURS, strict=False):
         for number, run in enumerate(runs):
             rows = [r for r in _rows(run, stage) if "eval/mini_world/pass@1" in r]
             before = 0.0
-            if stage == "distilled_rl":
-                before = _rows(run, "distilled")[-1]["compute/flops"]
-            x = [(before + r.get("compute/flops", 0.0)) / 1e12 for r in rows]
+            if stage == "distilled_short_rl":
+                before = _last_flops(run, "distilled_short")
+            flops = [r.get("compute/flops", 0.0) for r in rows]
+            if stage.endswith(("distilled", "short")):  # evaluated at its end alone
+                flops = [_last_flops(run, stage)]
+            x = [(before + f) / 1e12 for f in flops]
             y = [100 * r["eval/mini_world/pass@1"] for r in rows]
             panel.plot(x, y, "o-", ms=3.5, lw=1.3, color=colour, alpha=0.8,
                        label=label if number == 0 else None)  # fmt: skip
@@ -130,6 +135,10 @@ def search(runs: Sequence[Path]):
     panel.set_ylim(0, 103)
     panel.legend(frameon=False, fontsize=9, loc="upper left")
     return _said(figure, runs, "120 problems of mini-AIME, the base model.")
+
+
+def _last_flops(run: Path, stage: str) -> float:
+    return next(r["compute/flops"] for r in reversed(_rows(run, stage)) if "compute/flops" in r)
 
 
 Line = tuple[np.ndarray, np.ndarray]
