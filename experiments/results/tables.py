@@ -99,13 +99,14 @@ def hacking(runs: Sequence[Path]) -> str:
 
 
 def rejection(runs: Sequence[Path]) -> str:
+    """What was sampled, rejected and kept; filters that rejected nothing are left out."""
     text = []
     for stage in ("cold_data", "curated"):
         counts = [_manifest(run)[stage]["counts"] for run in runs]
         rows = [
             [name, spread([c[name] for c in counts], name.startswith("acceptance_"))]
             for name in counts[0]
-            if all(name in c for c in counts)
+            if any(c[name] != (1 if name.startswith("acceptance_") else 0) for c in counts)
         ]
         speed = [
             np.mean([r["throughput/samples_per_s"] for r in _steps(run, stage)]) for run in runs
