@@ -60,16 +60,17 @@ def hacking(ablations: Sequence[Path], failed: Sequence[Path]):
     """Rewards by models against what is true, along runs that are paid by the models."""
     figure = plots.new_figure(3.6)
     panels = figure.subplots(1, 3)
-    for panel, (title, runs, stage, metrics, width) in zip(
+    for panel, (title, runs, stage, metrics, width, where) in zip(
         panels,
         (
             ("score of the reward model", ablations, "preference_long",
-             {"reward/helpfulness": "helpfulness"}, 8),
+             {"reward/helpfulness": "helpfulness"}, 8, None),
             ("what is true, on held-out questions", ablations, "preference_long",
              {"eval/mini_general/helpful": "helpfulness, by the rule",
-              "eval/mini_world/pass@1": "accuracy on problems"}, 1),
+              "eval/mini_world/pass@1": "accuracy on problems"}, 1, "lower left"),
             ("process reward as the reward", failed, "prm_rl",
-             {"reward/process": "process reward", "reward/accuracy": "accuracy"}, 1),
+             {"reward/process": "process reward", "reward/accuracy": "accuracy"}, 1,
+             "center right"),
         ),
         strict=True,
     ):  # fmt: skip
@@ -78,7 +79,7 @@ def hacking(ablations: Sequence[Path], failed: Sequence[Path]):
             _band(panel, lines, colour, label)
         _style(panel, title, "step")
         if len(metrics) > 1:
-            panel.legend(frameon=False, fontsize=9)
+            panel.legend(frameon=False, fontsize=9, loc=where)
     panels[1].set_ylim(0, 1.03)
     panels[2].set_ylim(0, 1.03)
     return _said(figure, ablations, "The first panel: means over 8 steps.")
@@ -92,7 +93,9 @@ def distillation(runs: Sequence[Path]):
         "rl": "RL", "distilled": "distillation", "distilled_short": "a sixth of it",
         "distilled_short_rl": "RL after a sixth",
     }  # fmt: skip
-    for (stage, label), colour in zip(stages.items(), COLOURS, strict=False):
+    for (stage, label), colour, marker in zip(
+        stages.items(), COLOURS, ("o-", "D", "s", "v-"), strict=False
+    ):
         for number, run in enumerate(runs):
             rows = [r for r in _rows(run, stage) if "eval/mini_world/pass@1" in r]
             before = 0.0
@@ -103,7 +106,7 @@ def distillation(runs: Sequence[Path]):
                 flops = [_last_flops(run, stage)]
             x = [(before + f) / 1e12 for f in flops]
             y = [100 * r["eval/mini_world/pass@1"] for r in rows]
-            panel.plot(x, y, "o-", ms=3.5, lw=1.3, color=colour, alpha=0.8,
+            panel.plot(x, y, marker, ms=5, lw=1.3, color=colour,
                        label=label if number == 0 else None)  # fmt: skip
     _style(panel, "accuracy of the student, %", "training FLOPs, 10¹²")
     panel.set_ylim(0, 103)
