@@ -4,15 +4,15 @@ Lines are means over seeds, bands their range.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from reading import last_value, stage_rows
 
 from r1jax import plots
 from r1jax.report import across_seeds
 from r1jax.report.figure import stages_figure
-from r1jax.writers import read_lines
 
 COLOURS = (plots.BLUE, plots.ORANGE, plots.GREEN, "#CC79A7", "#E69F00", "#56B4E9", plots.GREY)
 
@@ -97,13 +97,13 @@ def distillation(runs: Sequence[Path]):
         stages.items(), COLOURS, ("o-", "D", "s", "v-"), strict=False
     ):
         for number, run in enumerate(runs):
-            rows = [r for r in _rows(run, stage) if "eval/mini_world/pass@1" in r]
+            rows = [r for r in stage_rows(run, stage) if "eval/mini_world/pass@1" in r]
             before = 0.0
             if stage == "distilled_short_rl":
-                before = _last_flops(run, "distilled_short")
+                before = last_value(run, "distilled_short", "compute/flops")
             flops = [r.get("compute/flops", 0.0) for r in rows]
             if stage.endswith(("distilled", "short")):  # evaluated at its end alone
-                flops = [_last_flops(run, stage)]
+                flops = [last_value(run, stage, "compute/flops")]
             x = [(before + f) / 1e12 for f in flops]
             y = [100 * r["eval/mini_world/pass@1"] for r in rows]
             panel.plot(x, y, marker, ms=5, lw=1.3, color=colour,
@@ -140,19 +140,11 @@ def search(runs: Sequence[Path]):
     return _said(figure, runs, "120 problems of mini-AIME, the base model.")
 
 
-def _last_flops(run: Path, stage: str) -> float:
-    return next(r["compute/flops"] for r in reversed(_rows(run, stage)) if "compute/flops" in r)
-
-
 Line = tuple[np.ndarray, np.ndarray]
 
 
-def _rows(run: Path, stage: str) -> list[Mapping]:
-    return [r for r in read_lines(run / "metrics.jsonl") if r["stage"] == stage]
-
-
 def _series(run: Path, stage: str, name: str) -> Line:
-    found = [(r["step"], r[name]) for r in _rows(run, stage) if r.get(name) is not None]
+    found = [(r["step"], r[name]) for r in stage_rows(run, stage) if r.get(name) is not None]
     steps, values = zip(*found, strict=True)
     return np.array(steps, float), np.array(values, float)
 

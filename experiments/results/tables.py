@@ -14,9 +14,9 @@ from pathlib import Path
 
 import figures
 import numpy as np
+from reading import last_value, stage_rows
 
 from r1jax.report import across_seeds, format_table
-from r1jax.writers import read_lines
 
 
 def main() -> None:
@@ -126,7 +126,7 @@ def distillation(runs: Sequence[Path]) -> str:
     )
     for stage in stages:
         found = [_evaluations(run, stage)[-1] for run in runs]
-        flops = [_last(run, stage, "compute/flops") for run in runs]
+        flops = [last_value(run, stage, "compute/flops") for run in runs]
         flops = spread([f / 1e12 for f in flops]) if all(flops) else ""
         cells = [
             spread([f[f"eval/{benchmark}/{name}"] for f in found], name != "length")
@@ -199,20 +199,12 @@ def _manifest(run: Path) -> dict:
     return json.loads((run / "manifest.json").read_text())["stages"]
 
 
-def _rows(run: Path, stage: str) -> list[dict]:
-    return [r for r in read_lines(run / "metrics.jsonl") if r["stage"] == stage]
-
-
 def _evaluations(run: Path, stage: str) -> list[dict]:
-    return [r for r in _rows(run, stage) if any(k.startswith("eval/") for k in r)]
+    return [r for r in stage_rows(run, stage) if any(k.startswith("eval/") for k in r)]
 
 
 def _steps(run: Path, stage: str) -> list[dict]:
-    return [r for r in _rows(run, stage) if r["step"] > 0]
-
-
-def _last(run: Path, stage: str, name: str) -> float:
-    return next((r[name] for r in reversed(_rows(run, stage)) if name in r), 0.0)
+    return [r for r in stage_rows(run, stage) if r["step"] > 0]
 
 
 if __name__ == "__main__":
